@@ -1,0 +1,2 @@
+//! The anybit command line.
+fn main() {}
