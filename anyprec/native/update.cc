@@ -1,0 +1,80 @@
+#include "anybit-anyprec/native/update.h"
+
+#include <climits>
+#include <malloc.h>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+namespace anybit {
+namespace {
+
+std::vector<at::Tensor> gradients(const Tensors& parameters) {
+  std::vector<at::Tensor> grads;
+  grads.reserve(parameters.values.size());
+  for (const at::Tensor& p : parameters.values) {
+    TORCH_CHECK(p.grad().defined(), "a parameter of shape ", p.sizes(), " has no gradient");
+    // The fused kernels walk parameter and gradient by storage order.
+    TORCH_CHECK(p.grad().strides() == p.strides(), "gradient and parameter of shape ", p.sizes(), " differ in layout");
+    grads.push_back(p.grad());
+  }
+  return grads;
+}
+
+}  // namespace
+
+void sgd_step(const Tensors& parameters, const Tensors& momentum_buffers, double learning_rate, double momentum, double weight_decay) {
+  at::NoGradGuard no_grad;
+  at::_fused_sgd_(parameters.values, gradients(parameters), momentum_buffers.values, weight_decay, momentum, learning_rate,
+                  /*dampening=*/0.0, /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false);
+}
+
+void adam_step(const Tensors& parameters, const Tensors& first_moments, const Tensors& second_moments, int64_t step,
+               double learning_rate, double beta1, double beta2, double epsilon, double weight_decay) {
+  at::NoGradGuard no_grad;
+  std::vector<at::Tensor> steps;
+  steps.reserve(parameters.values.size());
+  for (const at::Tensor& p : parameters.values) {
+    steps.push_back(at::full({}, static_cast<double>(step), p.options().dtype(at::kFloat).requires_grad(false)));
+  }
+  at::_fused_adam_(parameters.values, gradients(parameters), first_moments.values, second_moments.values, /*max_exp_avg_sqs=*/{},
+                   steps, learning_rate, beta1, beta2, weight_decay, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+}
+
+std::unique_ptr<at::Tensor> gradient_norms(const Tensors& parameters) {
+  at::NoGradGuard no_grad;
+  std::vector<at::Tensor> norms;
+  norms.reserve(parameters.values.size());
+  for (const at::Tensor& p : parameters.values) {
+    norms.push_back(p.grad().defined() ? at::norm(p.grad()).to(at::kDouble) : at::zeros({}, p.options().dtype(at::kDouble).requires_grad(false)));
+  }
+  return std::make_unique<at::Tensor>(at::stack(norms).cpu());
+}
+
+void zero_gradients(const Tensors& parameters) {
+  at::NoGradGuard no_grad;
+  std::vector<at::Tensor> grads;
+  for (const at::Tensor& p : parameters.values) {
+    if (p.grad().defined()) grads.push_back(p.grad());
+  }
+  if (!grads.empty()) at::_foreach_zero_(grads);
+}
+
+void move_towards(const Tensors& running, const Tensors& batch, double weight) {
+  at::NoGradGuard no_grad;
+  if (!running.values.empty()) at::_foreach_lerp_(running.values, batch.values, weight);
+}
+
+void zero_all(const Tensors& tensors) {
+  at::NoGradGuard no_grad;
+  if (!tensors.values.empty()) at::_foreach_zero_(tensors.values);
+}
+
+void keep_freed_memory() {
+  mallopt(M_ARENA_MAX, 1);            // threads share what one of them freed
+  mallopt(M_MMAP_MAX, 0);             // mapped blocks go back to the kernel when freed
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+}  // namespace anybit
