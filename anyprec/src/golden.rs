@@ -17,10 +17,11 @@ use crate::nn::{LoadError, Mode, NamedTensor, Pass};
 use crate::optim::Optimizer;
 use crate::{joint, native};
 
-/// A number may be off by this share of the largest magnitude in its tensor.
+/// A number may be off by this share of the largest magnitude in its tensor, plus [`FLOOR`].
 pub const RELATIVE_BOUND: f64 = 1e-9;
-/// And by this much besides: some gradients are exactly zero in real arithmetic.
-pub const ABSOLUTE_BOUND: f64 = 1e-12;
+/// Added to the largest magnitude: some gradients are exactly zero in real arithmetic. So the
+/// bound is `|a - b| <= 1e-9 * max|a| + 1e-12`.
+pub const FLOOR: f64 = 1e-3;
 /// Entries of a digest beyond the sum and the norm.
 const DIGEST_ENTRIES: usize = 16;
 
@@ -62,8 +63,8 @@ pub enum GoldenError {
 /// How far a replay was from its file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// The largest `(|a - b| - 1e-12) / max|a|` over all tensors, 0 if every number is within
-    /// 1e-12; infinite where one side is not a number. Within [`RELATIVE_BOUND`] the file passes.
+    /// The largest `|a - b| / (max|a| + FLOOR)` over all tensors; infinite where one side is not a
+    /// number. Within [`RELATIVE_BOUND`] the file passes.
     pub worst: f64,
     /// The tensor with that error.
     pub worst_key: String,
@@ -263,7 +264,7 @@ impl Check<'_> {
             .zip(ours)
             .map(|(a, b)| (a - b).abs())
             .fold(0.0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
-        let error = if off <= ABSOLUTE_BOUND { 0.0 } else { (off - ABSOLUTE_BOUND) / largest };
+        let error = off / (largest + FLOOR);
         let error = if error.is_nan() { f64::INFINITY } else { error };
         if error > self.report.worst || self.report.worst_key.is_empty() {
             self.report.worst = error;
