@@ -157,17 +157,21 @@ impl Group {
             .map_err(|e| DistError::Collective { what, problem: brief(&e) })
     }
 
-    /// Overwrites the tensors by rank 0's.
-    pub fn broadcast(&self, tensors: &TensorList, what: &'static str) -> Result<(), DistError> {
-        self.inner.broadcast(tensors.raw(), 0).map_err(|e| DistError::Collective { what, problem: brief(&e) })
+    /// Overwrites the tensors by rank `root`'s.
+    pub fn broadcast(&self, tensors: &TensorList, root: Rank, what: &'static str) -> Result<(), DistError> {
+        self.inner
+            .broadcast(tensors.raw(), root.0.cast_signed())
+            .map_err(|e| DistError::Collective { what, problem: brief(&e) })
     }
 
-    /// True if every rank gave the same numbers ([n] int64).
-    pub fn all_equal(&self, numbers: &[i64], what: &'static str) -> Result<bool, DistError> {
-        let (least, most) = (Tensor::from_slice(numbers), Tensor::from_slice(numbers));
-        self.all_reduce(&least, 1, what)?;
-        self.all_reduce(&most, 2, what)?;
-        Ok(least == most)
+    /// The least and the greatest over all ranks of each number ([n] int64).
+    pub fn extremes(&self, numbers: &[i64], what: &'static str) -> Result<(Vec<i64>, Vec<i64>), DistError> {
+        let reduce = |kind| {
+            let tensor = Tensor::from_slice(numbers);
+            self.all_reduce(&tensor, kind, what)?;
+            Vec::<i64>::try_from(&tensor).map_err(|e| DistError::Collective { what, problem: e.to_string() })
+        };
+        Ok((reduce(1)?, reduce(2)?))
     }
 }
 

@@ -46,12 +46,26 @@ impl Replicas {
 
     /// True if every rank gave the same numbers.
     pub fn all_equal(&self, numbers: &[i64], what: &'static str) -> Result<bool, DistError> {
-        self.group.as_ref().map_or(Ok(true), |group| group.all_equal(numbers, what))
+        let Some(group) = &self.group else { return Ok(true) };
+        let (least, most) = group.extremes(numbers, what)?;
+        Ok(least == most)
     }
 
-    /// Overwrites the tensors by rank 0's.
-    pub fn broadcast(&self, tensors: &TensorList, what: &'static str) -> Result<(), DistError> {
-        self.group.as_ref().map_or(Ok(()), |group| group.broadcast(tensors, what))
+    /// The greatest pair over all ranks, and the lowest rank that gave it.
+    pub fn lowest_rank_with_most(&self, mine: (i64, i64)) -> Result<(Rank, (i64, i64)), DistError> {
+        let Some(group) = &self.group else { return Ok((self.rank, mine)) };
+        let what = "choosing a checkpoint";
+        let most = |value: i64| Ok::<_, DistError>(group.extremes(&[value], what)?.1[0]);
+        let first = most(mine.0)?;
+        let second = most(if mine.0 == first { mine.1 } else { i64::MIN })?;
+        let rank = if mine == (first, second) { i64::from(self.rank.0) } else { i64::MAX };
+        let (lowest, _) = group.extremes(&[rank], what)?;
+        Ok((Rank(lowest[0] as u32), (first, second)))
+    }
+
+    /// Overwrites the tensors by rank `root`'s.
+    pub fn broadcast(&self, tensors: &TensorList, root: Rank, what: &'static str) -> Result<(), DistError> {
+        self.group.as_ref().map_or(Ok(()), |group| group.broadcast(tensors, root, what))
     }
 
     /// The gradient all-reduce over a registry's parameters; none for one rank.

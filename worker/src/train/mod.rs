@@ -1,14 +1,33 @@
 //! Training: synchronous, one process per rank.
 //!
-//! [`step`] is the joint step on one screen; [`tally`] the joint loss vector.
+//! [`process`] is a trainer process; [`run`] its loop; [`step`] the joint step on one screen;
+//! [`tally`] the joint loss vector; [`evaluate`] the test set at every width; [`state`] what goes
+//! into checkpoints and comes out.
 
+pub mod evaluate;
+pub mod process;
+mod report;
+pub mod run;
+pub mod state;
 pub mod step;
 pub mod tally;
 
 use anybit_anyprec::nn::LoadError;
+use anybit_shared::ids::GlobalStep;
 use tch::TchError;
 
+use crate::checkpoint::CheckpointError;
+use crate::data::DataError;
 use crate::dist::{AverageError, DistError};
+
+/// How training ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// After its last step.
+    Finished,
+    /// On request, after a checkpoint.
+    Stopped,
+}
 
 /// Why training ended early.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +41,23 @@ pub enum TrainError {
     /// A checkpoint does not fit the network.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The data set is at fault.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Too many skipped steps in a row.
+    #[error("{steps} steps in a row were skipped, the limit of train.max_skipped_steps: {reason}; lower train.learning_rate or check the data")]
+    NonFinite {
+        /// Why the last one was.
+        reason: String,
+        /// How many.
+        steps: u32,
+    },
+    /// Replicas that must be equal are not.
+    #[error("the ranks' parameters differ at step {0}: a machine computes wrongly, or ranks run different builds")]
+    Diverged(GlobalStep),
 }
 
 impl From<AverageError> for TrainError {

@@ -5,7 +5,7 @@ use anybit_anyprec::models::Model;
 use anybit_anyprec::native::{self, TensorList};
 use anybit_anyprec::nn::Mode;
 use anybit_anyprec::optim::Optimizer;
-use anybit_shared::ids::{BitWidth, GlobalStep};
+use anybit_shared::ids::{BitWidth, GlobalStep, Rank};
 use anybit_shared::spec::{Precision, Schedule, TrainSpec};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -67,7 +67,7 @@ impl Replica {
     pub fn new(model: Model, spec: &TrainSpec, replicas: Replicas) -> Result<Self, TrainError> {
         let registry = model.registry();
         let parameters = registry.parameter_list();
-        replicas.broadcast(&parameters, "sharing the first weights")?;
+        replicas.broadcast(&parameters, Rank(0), "sharing the first weights")?;
         let reducer = replicas.reducer(registry, spec.schedule == Schedule::Sequential)?;
         let optimizer = Optimizer::new(spec, registry)?;
         let step = GlobalStep(0);
@@ -92,7 +92,7 @@ impl Replica {
     /// One step over this rank's groups of the global batch, at least one.
     pub fn step(&mut self, groups: &[Group], learning_rate: f64, stop: bool) -> Result<Stepped, TrainError> {
         native::zero_gradients(&self.parameters)?;
-        let mut tally = Tally::new(self.model.widths(), self.spec.batch, stop);
+        let mut tally = Tally::new(self.model.widths(), Some(self.spec.batch), stop);
 
         for (place, group) in groups.iter().enumerate() {
             let reducing = place + 1 == groups.len();

@@ -33,12 +33,13 @@ pub struct Tally {
     stop: f64,
     /// `FIGURES` per width.
     sums: Vec<f64>,
-    expected: u32,
+    expected: Option<u32>,
 }
 
 impl Tally {
-    /// Empty, for `expected` samples over all ranks; `stop` asks all ranks to stop after the step.
-    pub fn new(widths: &[BitWidth], expected: u32, stop: bool) -> Self {
+    /// Empty, for `expected` samples over all ranks if that is known; `stop` asks all ranks to stop
+    /// after the step.
+    pub fn new(widths: &[BitWidth], expected: Option<u32>, stop: bool) -> Self {
         let sums = vec![0.0; widths.len() * FIGURES];
         Self { widths: widths.to_vec(), samples: 0.0, stop: f64::from(u8::from(stop)), sums, expected }
     }
@@ -76,7 +77,7 @@ impl Tally {
         if let [samples, stop] = rest {
             (self.samples, self.stop) = (*samples, *stop);
         }
-        debug_assert!(self.expected == 0 || self.samples == f64::from(self.expected));
+        debug_assert!(self.expected.is_none_or(|samples| self.samples == f64::from(samples)));
         Ok(self)
     }
 
