@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn five_widths_fit_eighty_columns() {
-        for loss in [0.123_456, f64::NAN, -1e300, 123.456] {
+        for loss in [0.123_456, f64::NAN, 1e300, 123.456] {
             let row = row("train", 99_999, 999.99, &widths(loss));
             assert_eq!(row.len(), heading(&widths(loss)).len(), "{row}");
             assert!(row.len() <= 80, "{row}");

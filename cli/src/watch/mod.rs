@@ -17,7 +17,9 @@ use crate::signals::Signals;
 use crate::text;
 
 /// Answers without a snapshot in a row, other than a lost connection, before giving up.
-const REFUSALS: u32 = 5;
+const REFUSALS: u32 = 3;
+
+const LOST: &str = "the coordinator went away; the job may well go on, trying again until it answers";
 
 /// How a watched job is shown.
 pub(crate) enum View {
@@ -121,11 +123,8 @@ async fn follow_open(
             None => {}
             Some(failure @ Failure::Unreachable(_)) if !shown_any => return Err(failure),
             Some(Failure::Unreachable(_)) => {
-                if !std::mem::replace(&mut lost, true) {
-                    view.note(
-                        "the coordinator went away; the job may well go on, trying again until it answers",
-                    );
-                }
+                let first = !std::mem::replace(&mut lost, true);
+                first.then(|| view.note(LOST));
             }
             Some(failure @ Failure::Other(_)) if refusals < REFUSALS => {
                 refusals += 1;

@@ -46,13 +46,8 @@ impl Plain {
             && self.evaluated_step != Some(evaluation.step)
         {
             self.evaluated_step = Some(evaluation.step);
-            lines.push(format!(
-                "evaluation at step {}, epoch {:.1}  loss {}  top-1 % {}",
-                evaluation.step,
-                evaluation.epoch,
-                widths(&evaluation.widths, |width| text::loss(width.loss)),
-                widths(&evaluation.widths, |width| text::percent(width.top1)),
-            ));
+            let top1s = widths(&evaluation.widths, |width| text::percent(width.top1));
+            lines.push(format!("evaluation at epoch {:.1}  top-1 % {top1s}", evaluation.epoch));
         }
         lines
     }
@@ -97,7 +92,7 @@ mod tests {
             WidthFigures { bits: 32, loss: 0.25, top1: 100.0, top5: 100.0 },
         ];
         job.evaluation = Some(Evaluation { step: 7, epoch: 1.0, samples: 9, widths, seconds: 0.1 });
-        let line = "evaluation at step 7, epoch 1.0  loss 1: nan 32: 0.250  top-1 % 1: 90.0 32: 100.0";
+        let line = "evaluation at epoch 1.0  top-1 % 1: 90.0 32: 100.0";
         assert_eq!(plain.show(&job, now), [line]);
         assert!(plain.show(&job, now).is_empty());
         (job.state, job.reason) = (JobState::Stopping, "rank 1 was lost".to_owned());
