@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::fake::Fake;
-use crate::{anybit, run};
+use crate::support::{anybit, run};
 
 /// Nothing listens on port 1.
 const NOBODY: &str = "http://127.0.0.1:1";

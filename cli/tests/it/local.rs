@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::fake::Fake;
-use crate::{Done, LONG, program};
+use crate::support::{Done, LONG, program, run};
 
 const ARGS: &str = "ANYBIT_FAKE_ARGS";
 
@@ -174,7 +174,7 @@ async fn up_runs_until_a_signal_and_leaves_nothing_behind() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut up = home.up(&["--workers", "2"]).await;
         assert_eq!(up.pids.len(), 3);
-        let workers = crate::run(&up.url, &["workers"]).await;
+        let workers = run(&up.url, &["workers"]).await;
         assert!(workers.out.contains("worker-1") && workers.out.contains("worker-2"), "{}", workers.out);
         up.signal(signal);
         let status = tokio::time::timeout(LONG, up.child.wait()).await.expect("in time").expect("ended");
@@ -206,7 +206,7 @@ async fn a_service_that_dies_is_started_again_where_it_was() {
     // The same address serves again, and the worker is back.
     let wait = async {
         loop {
-            let workers = crate::run(&up.url, &["workers"]).await;
+            let workers = run(&up.url, &["workers"]).await;
             if workers.code == 0 && workers.out.contains("alive") {
                 return;
             }

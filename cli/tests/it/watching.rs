@@ -5,7 +5,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::fake::Fake;
-use crate::{LONG, anybit, run};
+use crate::support::{LONG, anybit, run};
 
 #[tokio::test]
 async fn a_watched_job_ends_in_a_table_and_exit_code_0() {
