@@ -293,10 +293,12 @@ fn failure(url: &str, status: &Status) -> Failure {
     let message = status.message().to_owned();
     match status.code() {
         Code::NotFound => Failure::NotFound(message),
-        Code::InvalidArgument | Code::AlreadyExists | Code::OutOfRange => Failure::Usage(message),
+        Code::InvalidArgument | Code::OutOfRange => Failure::Usage(message),
+        Code::AlreadyExists => Failure::Conflict(message),
         Code::FailedPrecondition => Failure::Other(anyhow::anyhow!(message)),
         Code::DeadlineExceeded | Code::Cancelled => silent(url),
-        Code::Unavailable => unreachable(url, &status.source().map_or(message, root_cause)),
+        // Aborted: the coordinator closed a stream that may be opened again.
+        Code::Unavailable | Code::Aborted => unreachable(url, &status.source().map_or(message, root_cause)),
         // A connection that broke in the middle comes as an unknown or internal error with a cause.
         Code::Unknown | Code::Internal if status.source().is_some() => {
             unreachable(url, &status.source().map_or(message, root_cause))

@@ -17,6 +17,9 @@ pub(crate) enum Failure {
     /// The coordinator knows no such job.
     #[error("{0}")]
     NotFound(String),
+    /// The request clashes with what there is already.
+    #[error("{0}")]
+    Conflict(String),
     /// The spec does not pass.
     #[error("{0}")]
     InvalidSpec(String),
@@ -37,7 +40,7 @@ impl Failure {
         ExitCode::from(match self {
             Self::OutputClosed => 0,
             Self::JobFailed(_) | Self::Other(_) => 1,
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Conflict(_) => 2,
             Self::Unreachable(_) => 3,
             Self::NotFound(_) => 4,
             Self::InvalidSpec(_) => 5,

@@ -115,13 +115,13 @@ pub(crate) fn state(state: JobState) -> String {
     .to_string()
 }
 
-/// The shortest beginning, of at least eight characters, that tells every id from the others.
+/// The shortest beginning, of at least twelve characters (the coordinator's ids are that long), that tells every id from the others.
 pub(crate) fn short_length(ids: &[&str]) -> usize {
     let mut sorted = ids.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
     let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
-    sorted.windows(2).map(|pair| common(pair[0], pair[1]) + 1).max().unwrap_or(0).max(8)
+    sorted.windows(2).map(|pair| common(pair[0], pair[1]) + 1).max().unwrap_or(0).max(12)
 }
 
 #[cfg(test)]
@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn short_ids_stay_unique() {
-        assert_eq!(short_length(&["abcdefghij-1", "abcdefghij-2"]), 12);
-        assert_eq!(short_length(&["abc", "abd", "abc"]), 8);
-        assert_eq!(short_length(&[]), 8);
+        assert_eq!(short_length(&["abcdefghijklm-1", "abcdefghijklm-2"]), 15);
+        assert_eq!(short_length(&["abc", "abd", "abc"]), 12);
+        assert_eq!(short_length(&[]), 12);
     }
 }

@@ -114,7 +114,9 @@ impl Writer {
             return Ok(());
         }
         if first {
-            out::line(console::style(heading(widths)).bold())?;
+            for line in heading(widths) {
+                out::line(console::style(line).bold())?;
+            }
         }
         out::line(row(kind, step, epoch, widths))?;
         if let Some(reason) = skipped {
@@ -125,9 +127,10 @@ impl Writer {
 }
 
 /// Loss and top-1 of every width: 79 columns for five widths.
-fn heading(widths: &[WidthFigures]) -> String {
-    let widths: String = widths.iter().map(|width| format!("{:>12}", text::bits(width.bits))).collect();
-    format!("{:<5}{:>6} {:>6}{widths}", "KIND", "STEP", "EPOCH")
+fn heading(widths: &[WidthFigures]) -> [String; 2] {
+    let names: String = widths.iter().map(|width| format!("{:>12}", text::bits(width.bits))).collect();
+    let figures = format!(" {:>5} {:>5}", "LOSS", "TOP-1").repeat(widths.len());
+    [format!("{:18}{names}", ""), format!("{:<5}{:>6} {:>6}{figures}", "KIND", "STEP", "EPOCH")]
 }
 
 fn row(kind: &str, step: u64, epoch: f64, widths: &[WidthFigures]) -> String {
@@ -219,7 +222,7 @@ mod tests {
     fn five_widths_fit_eighty_columns() {
         for loss in [0.123_456, f64::NAN, 1e300, 123.456] {
             let row = row("train", 99_999, 999.99, &widths(loss));
-            assert_eq!(row.len(), heading(&widths(loss)).len(), "{row}");
+            assert!(heading(&widths(loss)).iter().all(|line| line.len() == row.len()), "{row}");
             assert!(row.len() <= 80, "{row}");
         }
     }

@@ -33,6 +33,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<(), Failure> {
     };
     let plan = Plan::new(&args.local, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &state_dir)?;
     let mut signals = Signals::all()?;
+    out::note(format_args!("starting a coordinator and its workers in {}", state_dir.display()));
     let mut cluster = Cluster::launch(plan)?;
     let outcome = job(global.output, &spec, &mut cluster, &mut signals).await;
     let seconds = started.elapsed().as_secs_f64();
@@ -98,7 +99,6 @@ async fn job(
     cluster: &mut Cluster,
     signals: &mut Signals,
 ) -> Result<Job, Failure> {
-    out::note(format_args!("starting a coordinator and its workers in {}", cluster.state_dir().display()));
     let submitted = async {
         cluster.ready().await?;
         let client = cluster.client()?;

@@ -18,6 +18,7 @@ struct Ready<'a> {
 pub(crate) async fn up(global: &Global, args: UpArgs) -> Result<(), Failure> {
     let plan = Plan::new(&args.local, args.listen, &args.state_dir)?;
     let mut signals = Signals::all()?;
+    out::note(format_args!("starting a coordinator and its workers in {}", args.state_dir.display()));
     let mut cluster = Cluster::launch(plan)?;
     let outcome = serve(global.output, &mut cluster, &mut signals).await;
     if matches!(outcome, Ok(()) | Err(Failure::Interrupted)) {
@@ -43,9 +44,8 @@ async fn serve(format: Format, cluster: &mut Cluster, signals: &mut Signals) -> 
             } else {
                 format!(" --coordinator {}", cluster.url())
             };
-            out::note(format_args!(
-                "ready: submit a job with `anybit{at} submit SPEC`; Ctrl-C stops everything"
-            ));
+            out::note(format_args!("ready for `anybit{at} submit SPEC`"));
+            out::note("Ctrl-C stops everything");
         }
     }
     loop {

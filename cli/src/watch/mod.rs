@@ -80,6 +80,9 @@ pub(crate) async fn follow(
 ) -> Result<Job, Failure> {
     let ended = follow_open(client, id, view, notes, signals).await;
     view.close();
+    if let (View::Live(_), Ok(job)) = (&view, &ended) {
+        out::note(format_args!("{}  {}", headline(job), job.state.as_str()));
+    }
     ended
 }
 

@@ -127,6 +127,8 @@ async fn the_same_key_submits_nothing_twice_and_says_so() {
     let again = run(&url, &args).await;
     assert_eq!((again.code, again.out.as_str()), (0, "job-a\n"));
     assert!(again.err.contains("nothing was submitted"), "{}", again.err);
+    let other = run(&url, &[&args[..], &["--set", "train.seed=1"]].concat()).await;
+    assert_eq!((other.code, other.out.as_str()), (2, ""), "the same key for another spec: {}", other.err);
 }
 
 #[tokio::test]
@@ -135,9 +137,9 @@ async fn jobs_are_listed_from_all_pages() {
     let done = run(&url, &["jobs"]).await;
     let lines: Vec<&str> = done.out.lines().collect();
     assert_eq!(lines.len(), 5, "{}", done.out);
-    assert!(lines[0].starts_with("ID        NAME    STATE         STEP  TOP-1 % BY BITS"), "{}", done.out);
+    assert!(lines[0].starts_with("ID          NAME    STATE         STEP  TOP-1 % BY BITS"), "{}", done.out);
     assert!(
-        lines[1].starts_with("job-live  digits  running    100/460  92.5/98.2/98.3/98.3/100.0"),
+        lines[1].starts_with("job-live    digits  running    100/460  92.5/98.2/98.3/98.3/100.0"),
         "{}",
         done.out
     );
@@ -186,7 +188,7 @@ async fn cancel_reports_the_state_and_refuses_an_ended_job() {
 async fn metrics_come_as_rows_csv_json_lines_and_curves() {
     let url = Fake::default().start().await;
     let rows = run(&url, &["metrics", "job-ok"]).await.out;
-    assert_eq!(rows.lines().count(), 13, "{rows}");
+    assert_eq!(rows.lines().count(), 14, "{rows}");
     assert!(rows.lines().all(|line| line.len() <= 80), "{rows}");
     assert!(rows.contains("train     3   0.75   nan  92.5"), "{rows}");
 

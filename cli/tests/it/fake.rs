@@ -190,6 +190,9 @@ impl JobService for Fake {
         let mut memory = self.memory();
         memory.submit_calls += 1;
         let known = memory.submitted.iter().find(|(key, ..)| *key == request.idempotency_key).cloned();
+        if known.as_ref().is_some_and(|(_, spec, _)| *spec != request.spec_toml) {
+            return Err(Status::already_exists("this key made another job"));
+        }
         let created = known.is_none();
         let (_, _, id) = known.unwrap_or_else(|| {
             let new = (request.idempotency_key, request.spec_toml, format!("job-{}", spec.name));

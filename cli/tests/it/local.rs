@@ -197,6 +197,8 @@ async fn a_service_that_dies_is_started_again_where_it_was() {
     let home = Home::new();
     let mut up = home.up(&[]).await;
     let mut notes = BufReader::new(up.child.stderr.take().expect("piped")).lines();
+    let starting = notes.next_line().await.expect("read");
+    assert!(starting.is_some_and(|line| line.starts_with("starting ")));
     for (index, name) in [(0, "coordinator"), (1, "worker-1")] {
         kill(up.pids[index], Signal::SIGKILL).expect("sent");
         let note = tokio::time::timeout(LONG, notes.next_line()).await.expect("in time").expect("read");
