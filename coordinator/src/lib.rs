@@ -1,1 +1,12 @@
-//! To be filled.
+//! The coordinator: takes jobs, places their ranks on workers, keeps their state, curves and
+//! logs, and serves all of that over gRPC. It links no libtorch and is not on the training path:
+//! while it is away, training goes on.
+//!
+//! - [`job`], [`schedule`]: PURE. What may happen to a job, and which one goes next.
+//! - [`store`]: what must last. [`logs`]: the trainers' logs.
+
+pub mod ident;
+pub mod job;
+pub mod logs;
+pub mod schedule;
+pub mod store;
