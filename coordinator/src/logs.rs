@@ -108,7 +108,7 @@ impl LogFiles {
         Ok(data)
     }
 
-    /// Where the last `lines` lines begin.
+    /// Where the last `lines` lines begin; `lines` is at least 1.
     pub fn offset_of_last(&self, job: &JobId, key: &LogKey, lines: u32) -> io::Result<u64> {
         last_lines(&self.path(job, key), lines)
     }
@@ -136,7 +136,7 @@ fn last_lines(path: &Path, lines: u32) -> io::Result<u64> {
                 seen += 1;
             }
             if seen == lines {
-                return Ok(if lines == 0 { length } else { after });
+                return Ok(after);
             }
         }
         end = start;

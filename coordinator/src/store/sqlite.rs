@@ -140,8 +140,7 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<Job>, StoreError> {
         let names: Vec<&str> = states.iter().map(|state| state.name()).collect();
-        let query =
-            sqlx::query(sql::LIST).bind(to_json(&names)?).bind(before.map(JobId::as_str)).bind(limit);
+        let query = sqlx::query(sql::LIST).bind(to_json(&names)?).bind(before.map(JobId::as_str)).bind(limit);
         query.fetch_all(&self.readers).await?.iter().map(read_job).collect()
     }
 
