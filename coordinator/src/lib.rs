@@ -3,8 +3,10 @@
 //! while it is away, training goes on.
 //!
 //! - [`job`], [`schedule`]: PURE. What may happen to a job, and which one goes next.
+//! - [`engine`]: the one task that owns the jobs; event, decision, store, effects.
 //! - [`store`]: what must last. [`logs`]: the trainers' logs.
 
+pub mod engine;
 pub mod ident;
 pub mod job;
 pub mod logs;

@@ -173,9 +173,9 @@ impl Members {
 
     /// True when this life of the worker is the current one and its lease holds.
     pub(super) fn is_current(&self, worker: &WorkerId, incarnation: &WorkerIncarnation) -> bool {
-        self.members.get(worker).is_some_and(|member| {
-            member.incarnation == *incarnation && member.liveness == Liveness::Alive
-        })
+        self.members
+            .get(worker)
+            .is_some_and(|member| member.incarnation == *incarnation && member.liveness == Liveness::Alive)
     }
 
     /// A place on a worker as it lives now.
@@ -208,7 +208,9 @@ impl Members {
     pub(super) fn standing(&self, place: &Place, now: Instant) -> Standing {
         let silent = format!("its agent was silent for {} s", self.lease.as_secs_f64());
         match self.members.get(&place.worker) {
-            None if now.saturating_duration_since(self.listening_since) > self.lease => Standing::Lost(silent),
+            None if now.saturating_duration_since(self.listening_since) > self.lease => {
+                Standing::Lost(silent)
+            }
             None => Standing::Holds,
             Some(member) if member.incarnation != place.incarnation => {
                 Standing::Lost("its agent started anew".to_owned())

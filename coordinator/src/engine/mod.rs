@@ -18,7 +18,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anybit_shared::clock::Clock;
-use anybit_shared::ids::{BitWidth, Generation, GlobalStep, IdError, JobId, Rank, WorkerId, WorkerIncarnation};
+use anybit_shared::ids::{
+    BitWidth, Generation, GlobalStep, IdError, JobId, Rank, WorkerId, WorkerIncarnation,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +29,7 @@ use crate::job::{Job, JobState, Now, Refused, Report, Rules};
 use crate::store::{Delivery, Figures, MetricRow, Store, StoreError};
 
 pub use link::{CloseReason, LastSeen, Link, Order, Outbound};
-pub use members::{HeldGeneration, Hello, WorkerStatus};
+pub use members::{HeldGeneration, Hello, Liveness, WorkerStatus};
 
 const COMMANDS: usize = 1024;
 
@@ -152,8 +154,8 @@ pub struct HeldRank {
 type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
 enum Command {
-    Submit(NewJob, Reply<(Arc<JobView>, Created)>),
-    Cancel(JobId, Reply<Arc<JobView>>),
+    Submit(NewJob, Reply<(JobId, Created)>),
+    Cancel(JobId, Reply<()>),
     Workers(Reply<Vec<WorkerStatus>>),
     Attach(Hello, Link, Reply<()>),
     Deliver { worker: WorkerId, incarnation: WorkerIncarnation, message: AgentMessage, reply: Reply<()> },
@@ -218,12 +220,21 @@ pub async fn start(
 impl Handle {
     /// Stores a job and puts it into the queue.
     pub async fn submit(&self, new: NewJob) -> Result<(Arc<JobView>, Created), EngineError> {
-        self.ask(|reply| Command::Submit(new, reply)).await
+        let (job, created) = self.ask(|reply| Command::Submit(new, reply)).await?;
+        Ok((self.view(&job).await?, created))
     }
 
     /// Asks a job to stop.
     pub async fn cancel(&self, job: &JobId) -> Result<Arc<JobView>, EngineError> {
-        self.ask(|reply| Command::Cancel(job.clone(), reply)).await
+        match self.ask(|reply| Command::Cancel(job.clone(), reply)).await {
+            // Jobs that have ended are no longer the engine's.
+            Err(EngineError::NoSuchJob(_)) => {
+                let state = self.view(job).await?.job.state;
+                Err(Refused::Ended { job: job.clone(), state }.into())
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.view(job).await,
+        }
     }
 
     /// The workers known, by id.
