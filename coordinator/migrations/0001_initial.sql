@@ -42,6 +42,7 @@ CREATE TABLE metrics (
     PRIMARY KEY (job_id, kind, ordinal)
 ) STRICT;
 CREATE UNIQUE INDEX metrics_by_revision ON metrics (job_id, revision);
+CREATE INDEX metrics_by_kind ON metrics (job_id, kind, revision);
 
 CREATE TABLE checkpoints (
     job_id      TEXT NOT NULL REFERENCES jobs (id),

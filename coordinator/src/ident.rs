@@ -12,13 +12,13 @@ const RANDOM_DIGITS: u32 = 4;
 /// Makes ids: eight digits of time, four of chance. Later ids sort after earlier ones, also
 /// within a millisecond and when the wall clock is set back.
 #[derive(Debug, Default)]
-pub struct JobIds {
+pub(crate) struct JobIds {
     last_ms: u64,
 }
 
 impl JobIds {
     /// The next id, at this wall time.
-    pub fn next_id(&mut self, unix_ms: i64) -> Result<JobId, IdError> {
+    pub(crate) fn next_id(&mut self, unix_ms: i64) -> Result<JobId, IdError> {
         let now = u64::try_from(unix_ms.saturating_sub(EPOCH_UNIX_MS)).unwrap_or(0);
         self.last_ms = now.max(self.last_ms.saturating_add(1));
         let mut text = digits(self.last_ms, TIME_DIGITS);

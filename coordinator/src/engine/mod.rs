@@ -11,6 +11,7 @@
 
 mod link;
 mod members;
+mod pace;
 mod task;
 
 use std::collections::HashMap;
@@ -18,9 +19,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anybit_shared::clock::Clock;
-use anybit_shared::ids::{
-    BitWidth, Generation, GlobalStep, IdError, JobId, Rank, WorkerId, WorkerIncarnation,
-};
+use anybit_shared::ids::{BitWidth, Generation, IdError, JobId, Rank, WorkerId, WorkerIncarnation};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +29,7 @@ use crate::store::{Delivery, Figures, MetricRow, Store, StoreError};
 
 pub use link::{CloseReason, LastSeen, Link, Order, Outbound};
 pub use members::{HeldGeneration, Hello, Liveness, WorkerStatus};
+pub use pace::Pace;
 
 const COMMANDS: usize = 1024;
 
@@ -71,6 +71,9 @@ pub enum EngineError {
     /// The store failed.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// A log could not be written.
+    #[error("log file: {0}")]
+    Log(#[source] std::io::Error),
     /// The coordinator is shutting down.
     #[error("the coordinator is shutting down")]
     Closed,
@@ -83,6 +86,8 @@ pub struct JobView {
     pub job: Job,
     /// Its figures.
     pub figures: Figures,
+    /// Its speed, once the coordinator has seen it train.
+    pub pace: Option<Pace>,
 }
 
 /// What is asked when a job is submitted.
@@ -131,8 +136,8 @@ pub enum AgentMessage {
         job: JobId,
         /// In order.
         rows: Vec<MetricRow>,
-        /// The highest committed step among them, per generation.
-        steps: Vec<(Generation, GlobalStep)>,
+        /// The committed steps among them, per generation.
+        paces: Vec<(Generation, Pace)>,
         /// Step records thinned out.
         dropped_step_records: u64,
         /// Where the message has a sequence.
@@ -313,11 +318,6 @@ impl Handle {
         Ok(views)
     }
 
-    /// The newest generation registered of a job: later ones cannot have logs.
-    pub async fn newest_generation(&self, job: &JobId) -> Result<Generation, EngineError> {
-        Ok(self.view(job).await?.job.generation)
-    }
-
     /// Tells those who follow a job's logs that there is more.
     pub fn log_written(&self, job: &JobId) {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
@@ -338,7 +338,7 @@ impl Handle {
 
     async fn with_figures(&self, job: Job) -> Result<JobView, StoreError> {
         let figures = self.store.figures(&job.info.id).await?;
-        Ok(JobView { job, figures })
+        Ok(JobView { job, figures, pace: None })
     }
 
     fn feed(&self, job: &JobId) -> Option<Feed> {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::members::{Members, Standing};
 use super::{
     AgentMessage, Channels, CloseReason, Command, Created, EngineError, HeldRank, Hello, JobView, Link,
-    NewJob, Options, Order, Registry,
+    NewJob, Options, Order, Pace, Registry,
 };
 use crate::ident::JobIds;
 use crate::job::{Effect, Event, Held, Job, JobInfo, JobState, Now, Report, decide};
@@ -41,6 +41,7 @@ pub(super) struct Engine {
 struct Live {
     job: Job,
     figures: Figures,
+    pace: Option<Pace>,
 }
 
 impl Engine {
@@ -57,7 +58,7 @@ impl Engine {
             let job = job.resumed(now, &options.rules);
             tracing::info!(job = %job.info.id, state = job.state.name(), generation = %job.generation, "loaded");
             open_channels(&registry, &job, &figures);
-            jobs.insert(job.info.id.clone(), Live { job, figures });
+            jobs.insert(job.info.id.clone(), Live { job, figures, pace: None });
         }
         let place_after = (!jobs.is_empty()).then(|| now.at + options.rules.lease);
         let members = Members::new(options.rules.lease, now.at);
@@ -140,7 +141,7 @@ impl Engine {
         }
         tracing::info!(job = %id, name = job.info.name, ranks = job.info.world_size, "submitted");
         open_channels(&self.registry, &job, &Figures::default());
-        self.jobs.insert(id.clone(), Live { job, figures: Figures::default() });
+        self.jobs.insert(id.clone(), Live { job, figures: Figures::default(), pace: None });
         Ok((id, Created::Now))
     }
 
@@ -263,12 +264,13 @@ impl Engine {
                 }
                 self.report(worker, job, generation, report).await
             }
-            AgentMessage::Metrics { job, rows, steps, dropped_step_records, delivery } => {
+            AgentMessage::Metrics { job, rows, paces, dropped_step_records, delivery } => {
                 let batch = MetricBatch { job, rows, dropped_step_records, delivery };
                 let id = batch.job.clone();
                 self.put_metrics(worker, batch).await?;
-                for (generation, step) in steps {
-                    self.report(worker, id.clone(), generation, Report::Progress(step)).await?;
+                for (generation, pace) in paces {
+                    self.note_pace(&id, generation, pace);
+                    self.report(worker, id.clone(), generation, Report::Progress(pace.step())).await?;
                 }
                 Ok(())
             }
@@ -328,6 +330,13 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    fn note_pace(&mut self, id: &JobId, generation: Generation, pace: Pace) {
+        let live = self.jobs.get_mut(id).filter(|live| live.job.generation == generation);
+        if let Some(live) = live {
+            live.pace.get_or_insert_default().extend(pace);
+        }
     }
 
     async fn tick(&mut self) {
@@ -428,7 +437,7 @@ impl Engine {
 
 impl Live {
     fn view(&self) -> JobView {
-        JobView { job: self.job.clone(), figures: self.figures.clone() }
+        JobView { job: self.job.clone(), figures: self.figures.clone(), pace: self.pace }
     }
 }
 
@@ -454,7 +463,7 @@ fn is_wanted(job: &Job, worker: &WorkerId, row: &MetricRow) -> bool {
 }
 
 fn open_channels(registry: &Registry, job: &Job, figures: &Figures) {
-    let view = Arc::new(JobView { job: job.clone(), figures: figures.clone() });
+    let view = Arc::new(JobView { job: job.clone(), figures: figures.clone(), pace: None });
     let channels = Channels { view: watch::Sender::new(view), logs: watch::Sender::new(()) };
     registry.write().unwrap_or_else(PoisonError::into_inner).insert(job.info.id.clone(), channels);
 }
