@@ -4,9 +4,23 @@
 //! a person's file (presets, overrides, nearest-name errors) and validates; [`JobSpec::to_toml`]
 //! writes it in full, and reading that again gives the same spec.
 
+mod error;
+mod parse;
+pub mod preset;
+mod schema;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod write;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::BitWidth;
+
+pub use error::{Problem, SpecError};
+pub use parse::MAX_BYTES;
+pub use validate::output_side;
 
 /// A job, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +75,17 @@ pub enum ModelName {
     Resnet50,
     /// The paper's eight-layer CNN for 40x40 SVHN images.
     Cnn8,
+}
+
+impl ModelName {
+    /// As the spec writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resnet20 => "resnet20",
+            Self::Resnet50 => "resnet50",
+            Self::Cnn8 => "cnn8",
+        }
+    }
 }
 
 /// How the network is trained.
