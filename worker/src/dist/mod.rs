@@ -5,6 +5,7 @@
 //! pass. [`Replicas`] is what the trainer holds: a group, or one rank alone.
 
 mod bridge;
+mod host;
 mod replicas;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -17,6 +18,7 @@ use cxx::UniquePtr;
 use tch::Tensor;
 
 use bridge::ffi;
+pub use host::TcpStoreHost;
 pub use replicas::{AverageError, Replicas};
 
 /// Why ranks could not work together.
