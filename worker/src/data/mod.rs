@@ -3,7 +3,12 @@
 //! - [`sampler`]: which sample stands at which global offset, and which rank takes it. Pure.
 //! - [`idx`]: the IDX format.
 //! - [`dataset`]: a data set found under the worker's data roots.
-//! - [`transform`]: an image to the network's input.
-//! - [`loader`]: decoding and batching off the training thread.
 
+mod error;
+
+pub mod dataset;
+pub mod idx;
 pub mod sampler;
+
+pub use dataset::{Dataset, Split};
+pub use error::{DataError, Position};
