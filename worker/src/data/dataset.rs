@@ -102,7 +102,7 @@ impl Dataset {
     }
 
     /// The number of samples.
-    pub fn len(&self) -> NonZeroU64 {
+    pub fn count(&self) -> NonZeroU64 {
         self.len
     }
 

@@ -5,9 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use crate::data::idx::Idx;
+use crate::data::{DataError, Dataset, Split};
 use anybit_shared::spec::{DataFormat, DataSpec};
-use anybit_worker::data::idx::Idx;
-use anybit_worker::data::{DataError, Dataset, Split};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
@@ -202,7 +202,7 @@ fn open(path: &str, classes: u32, roots: &[&Path], split: Split) -> Result<Datas
 fn both_splits_open_in_their_kinds_of_file() {
     let root = Root::new();
     let train = root.train().unwrap();
-    assert_eq!(train.len().get(), 5);
+    assert_eq!(train.count().get(), 5);
     let (image, label) = train.get(3).unwrap();
     assert_eq!((image.height, image.width, image.channels, label), (2, 3, 1, 3));
     assert_eq!(image.pixels, [18, 19, 20, 21, 22, 23]);
@@ -246,7 +246,7 @@ fn roots_are_tried_in_order() {
     let (first, second) = (tempfile::tempdir().unwrap(), Root::new());
     let absent = first.path().join("not-mounted");
     let train = open("set", 5, &[&absent, first.path(), second.0.path()], Split::Train);
-    assert_eq!(train.unwrap().len().get(), 5);
+    assert_eq!(train.unwrap().count().get(), 5);
     let text = open("else", 5, &[first.path(), second.0.path()], Split::Train).unwrap_err().to_string();
     assert!(
         text.contains("\"else\" is under none of") && text.contains(first.path().to_str().unwrap()),
