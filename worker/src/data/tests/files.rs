@@ -293,3 +293,23 @@ fn odd_paths_are_errors() {
     symlink("loop", root.path("loop")).unwrap();
     assert!(matches!(root.open("loop", 5, Split::Train), Err(DataError::Io { .. })));
 }
+
+#[test]
+fn the_digits_that_ship_are_whole() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (split, count, classes) in [
+        (Split::Train, 1437, [141, 146, 141, 141, 151, 149, 143, 141, 139, 145]),
+        (Split::Test, 360, [37, 36, 36, 42, 30, 33, 38, 38, 35, 35]),
+    ] {
+        let digits = open("presets/data/digits", 10, &[&root], split).unwrap();
+        assert_eq!(digits.count().get(), count);
+        let mut found = [0; 10];
+        for index in 0..count {
+            let (image, label) = digits.get(index).unwrap();
+            assert_eq!((image.height, image.width, image.channels), (8, 8, 1));
+            assert!(image.pixels.iter().any(|&pixel| pixel >= 200), "a blank image");
+            found[usize::from(label)] += 1;
+        }
+        assert_eq!(found, classes);
+    }
+}
