@@ -93,7 +93,11 @@ async fn one_coordinator_a_folder_and_its_health() {
     assert!(run(&["health", "--address", &url]).await.status.success());
 
     let data = dir.path().join("data");
-    let second = run(&["serve", "--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()]).await;
+    let file = dir.path().join("address");
+    let (data, file) = (data.to_str().unwrap(), file.to_str().unwrap());
+    let args = ["serve", "--listen", "127.0.0.1:0", "--data-dir", data, "--address-file", file];
+    let second = run(&args).await;
+    assert_eq!(std::fs::read_to_string(file).unwrap().trim(), url, "the first one's is left alone");
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second.stderr).contains("in use by another coordinator"), "{}", text(&second.stderr));
 
