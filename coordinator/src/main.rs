@@ -28,7 +28,7 @@ enum Command {
     /// Ask a running coordinator whether it serves; exits 0 or 1.
     Health {
         /// Its address.
-        #[arg(long, default_value = "http://127.0.0.1:7420", env = "ANYBIT_ADDRESS")]
+        #[arg(long, default_value = "http://127.0.0.1:7420", env = "ANYBIT_COORDINATOR")]
         address: String,
     },
 }

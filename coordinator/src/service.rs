@@ -79,6 +79,10 @@ impl Service {
     /// Opens the data, loads the jobs, and serves until `shutdown`.
     pub async fn start(settings: Settings, shutdown: CancellationToken) -> Result<Self, ServeError> {
         let lock = lock_data_dir(&settings.data_dir)?;
+        if let Some(path) = &settings.address_file {
+            // Who waits for the address must not read that of an earlier life.
+            remove_if_there(path).map_err(|source| ServeError::AddressFile { path: path.clone(), source })?;
+        }
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.data_dir.join("anybit.db")).await?);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let listen_error = |source| ServeError::Listen { address: settings.listen, source };
@@ -194,6 +198,13 @@ fn lock_data_dir(path: &Path) -> Result<File, ServeError> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(ServeError::InUse(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(error(source)),
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -72,6 +72,9 @@ impl Session {
     async fn run(self, inbound: Streaming<AttachRequest>) {
         let (unhandled, messages) = mpsc::channel(UNHANDLED);
         tokio::join!(self.read(inbound, unhandled), self.handle_all(messages));
+        if self.api.shutdown.is_cancelled() {
+            self.link.close(CloseReason::ShuttingDown);
+        }
         self.api.engine.detach(&self.worker, self.link.id).await;
         tracing::info!(worker = %self.worker, "stream ended");
     }
