@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anybit_coordinator::{Service, Settings};
-use anybit_shared::{shutdown, telemetry};
+use anybit_shared::{parent, shutdown, telemetry};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tonic_health::pb::HealthCheckRequest;
@@ -56,6 +56,9 @@ struct ServeArgs {
     /// Any other setting, for example --set lease=10s.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
+    /// End when the process that started this one ends.
+    #[arg(long)]
+    exit_with_parent: bool,
     /// Check the settings, print them in full and exit.
     #[arg(long)]
     check_config: bool,
@@ -108,6 +111,9 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     telemetry::init(settings.log_format, "info")?;
+    if args.exit_with_parent {
+        parent::end_with_parent()?; // this future runs on the main thread
+    }
     let shutdown = shutdown::on_signals().context("cannot listen for signals")?;
     Service::start(settings, shutdown).await?.finished().await?;
     Ok(())

@@ -134,7 +134,7 @@ impl Service {
         let args = self.args.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Command::new(&self.program)
             .args(args)
-            .env("ANYBIT_PARENT_PID", std::process::id().to_string())
+            .env(anybit_shared::parent::PARENT_PID, std::process::id().to_string())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)

@@ -35,7 +35,7 @@ impl Plan {
         let (train, test) = (open(Split::Train)?, open(Split::Test)?);
         let steps = match (spec.train.steps, spec.train.epochs) {
             (Some(steps), _) => steps,
-            (None, epochs) => sampler::total_steps(epochs.unwrap_or(1), train.len(), spec.train.batch),
+            (None, epochs) => sampler::total_steps(epochs.unwrap_or(1), train.count(), spec.train.batch),
         };
         let share = Share {
             seed: spec.train.seed,
@@ -48,7 +48,7 @@ impl Plan {
     }
 
     fn epoch(&self, offset: u64) -> f64 {
-        sampler::epochs_at(self.train.len(), offset)
+        sampler::epochs_at(self.train.count(), offset)
     }
 
     fn my_groups(&self) -> u32 {
@@ -58,7 +58,7 @@ impl Plan {
 
     /// True if a multiple of `every` epochs lies in (before, after]; never for 0.
     fn crosses_epochs(&self, before: u64, after: u64, every: u32) -> bool {
-        let samples = self.train.len().get().saturating_mul(every.into());
+        let samples = self.train.count().get().saturating_mul(every.into());
         samples > 0 && before / samples < after / samples
     }
 }
