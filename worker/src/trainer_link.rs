@@ -63,8 +63,7 @@ impl TrainerLink {
         dup2_stdin(std::fs::File::open("/dev/null")?)?;
 
         let (queue, outgoing) = mpsc::sync_channel(QUEUED_MESSAGES);
-        let link =
-            Self { queue: Some(queue), stop: Arc::default(), dropped: Arc::default() };
+        let link = Self { queue: Some(queue), stop: Arc::default(), dropped: Arc::default() };
         let (stop, dropped) = (link.stop.clone(), link.dropped.clone());
         let (ready, readiness) = mpsc::sync_channel(1);
         thread::Builder::new().name("agent-reader".to_owned()).spawn(move || {
