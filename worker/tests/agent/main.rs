@@ -3,6 +3,14 @@
 //! This binary is also its own cast: started as `as-agent` it is an agent with the real library
 //! code, as `as-trainer` a trainer whose behaviour is the name of its job spec.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "clippy.toml allows these in tests, which clippy knows by #[test]: here there is none"
+)]
+
 mod cast;
 mod coordinator;
 mod lab;
