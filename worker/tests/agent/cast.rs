@@ -1,6 +1,5 @@
 //! The processes that the tests start: an agent, and trainers that behave as they are named.
 
-use std::io::{self, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -59,10 +58,16 @@ pub(crate) fn agent() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            writeln!(io::stderr(), "error: {error:#}").unwrap();
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// A trainer that somebody started by hand.
+pub(crate) fn stray() -> ExitCode {
+    println!("{}", TrainerLink::from_stdin().unwrap_err());
+    ExitCode::SUCCESS
 }
 
 pub(crate) fn trainer() -> ExitCode {
@@ -81,9 +86,9 @@ pub(crate) fn trainer() -> ExitCode {
         "obey" => obey(&link),
         "deaf" => deaf(&link),
         "parent" => {
-            let child = Command::new("sleep").arg("600").spawn().unwrap();
+            let mut child = Command::new("sleep").arg("600").spawn().unwrap();
             println!("grandchild {}.", child.id());
-            deaf(&link);
+            child.wait().unwrap();
         }
         other => panic!("no such behaviour: {other}"),
     }

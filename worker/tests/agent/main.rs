@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("as-agent") => return cast::agent(),
         Some("as-trainer") => return cast::trainer(),
+        Some("as-stray") => return cast::stray(),
         _ => {}
     }
     let trials = trials![
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         a_second_agent_in_the_state_dir_is_refused,
         sigterm_stops_trainers_in_order,
         a_lease_that_is_too_long_is_refused,
+        a_trainer_without_an_agent_says_so,
         the_program_ends_with_its_parent,
         the_program_checks_its_settings,
     ];
@@ -282,6 +284,12 @@ async fn a_lease_that_is_too_long_is_refused() {
     let status = lab.agent_ended().await;
     assert_eq!((status.code(), status.signal()), (Some(1), None));
     assert!(lab.agent_log().contains("lease"), "{}", lab.agent_log());
+}
+
+async fn a_trainer_without_an_agent_says_so() {
+    let stray = Command::new("/proc/self/exe").arg("as-stray").stdin(Stdio::null()).output().unwrap();
+    let error = String::from_utf8(stray.stdout).unwrap();
+    assert!(error.contains("not an agent's socket"), "{error}");
 }
 
 fn program() -> Command {
