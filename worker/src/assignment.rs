@@ -42,7 +42,7 @@ pub struct Assignment {
     pub collective_timeout: Duration,
     /// All ranks must have met within this time.
     pub rendezvous_timeout: Duration,
-    /// Address space limit in MiB.
+    /// Memory limit in MiB, for the trainer to set on itself.
     pub memory_limit_mib: Option<u64>,
 }
 

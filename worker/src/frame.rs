@@ -23,9 +23,7 @@ pub(crate) fn read<M: Message + Default>(from: &mut impl BufRead) -> io::Result<
     }
     let mut bytes = vec![0; length as usize];
     from.read_exact(&mut bytes)?;
-    M::decode(bytes.as_slice())
-        .map(Some)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    M::decode(bytes.as_slice()).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Protobuf's varint: seven bits a byte, lowest first.

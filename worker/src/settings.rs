@@ -222,14 +222,17 @@ impl AgentSettings {
 
 /// This host's name, as far as it can be told.
 pub(crate) fn hostname() -> String {
-    nix::unistd::gethostname().map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
+    nix::unistd::gethostname()
+        .map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn folder(key: &str, path: &Path) -> anyhow::Result<PathBuf> {
     if path.as_os_str().is_empty() {
         let flag = key.replace('_', "-");
         let variable = key.to_uppercase();
-        bail!("{key} is not set: give --{flag}, {ENVIRONMENT_PREFIX}_{variable} or {key} in the settings file");
+        bail!(
+            "{key} is not set: give --{flag}, {ENVIRONMENT_PREFIX}_{variable} or {key} in the settings file"
+        );
     }
     absolute(path).with_context(|| format!("{key} {} is no path", path.display()))
 }

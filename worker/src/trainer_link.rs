@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
@@ -40,6 +40,13 @@ pub struct TrainerLink {
     dropped: Arc<AtomicU64>,
 }
 
+/// What became of a message that may be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queued {
+    Taken,
+    NoRoom,
+}
+
 #[derive(Debug)]
 enum Outgoing {
     Message(trainer_message::Message),
@@ -63,8 +70,7 @@ impl TrainerLink {
         dup2_stdin(std::fs::File::open("/dev/null")?)?;
 
         let (queue, outgoing) = mpsc::sync_channel(QUEUED_MESSAGES);
-        let link =
-            Self { queue: Some(queue), stop: Arc::default(), dropped: Arc::default() };
+        let link = Self { queue: Some(queue), stop: Arc::default(), dropped: Arc::default() };
         let (stop, dropped) = (link.stop.clone(), link.dropped.clone());
         let (ready, readiness) = mpsc::sync_channel(1);
         thread::Builder::new().name("agent-reader".to_owned()).spawn(move || {
@@ -114,7 +120,7 @@ impl TrainerLink {
         let message = trainer_message::Message::Record(record);
         if lasting {
             self.send(message);
-        } else if self.try_send(message).is_err() {
+        } else if self.try_send(message) == Queued::NoRoom {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -122,10 +128,11 @@ impl TrainerLink {
     /// The step committed last; on every rank after every step.
     pub fn heartbeat(&self, step: GlobalStep) {
         // A full queue holds news of life already.
-        let _ = self.try_send(trainer_message::Message::HeartbeatStep(step.0));
+        self.try_send(trainer_message::Message::HeartbeatStep(step.0));
     }
 
-    /// The last message: how this trainer ends. Returns once it is written, or after five seconds.
+    /// The last message: how this trainer ends. Returns once it is written; an agent that does not read
+    /// is waited for at most five seconds after all before it was taken.
     pub fn exit(&self, kind: ExitKind, message: &str) {
         self.send(trainer_message::Message::Exit(TrainerExit {
             kind: kind.into(),
@@ -152,13 +159,14 @@ impl TrainerLink {
         }
     }
 
-    fn try_send(&self, message: trainer_message::Message) -> Result<(), TrySendError<Outgoing>> {
-        match &self.queue {
-            Some(queue) => queue.try_send(Outgoing::Message(message)),
-            None => {
-                log_line(&message);
-                Ok(())
-            }
+    fn try_send(&self, message: trainer_message::Message) -> Queued {
+        let Some(queue) = &self.queue else {
+            log_line(&message);
+            return Queued::Taken;
+        };
+        match queue.try_send(Outgoing::Message(message)) {
+            Ok(()) => Queued::Taken,
+            Err(_) => Queued::NoRoom,
         }
     }
 }

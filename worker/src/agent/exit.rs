@@ -49,9 +49,10 @@ pub(crate) fn classify(death: &Death) -> (ExitKind, String) {
     let log = death.log.display();
     if let Some(exit) = &death.reported {
         return match exit.kind() {
-            ExitKind::Unspecified => {
-                (ExitKind::Crashed, format!("ended for a reason that this agent does not know: {}", exit.message))
-            }
+            ExitKind::Unspecified => (
+                ExitKind::Crashed,
+                format!("ended for a reason that this agent does not know: {}", exit.message),
+            ),
             kind => (kind, exit.message.clone()),
         };
     }
@@ -89,9 +90,10 @@ fn by_signal(number: i32, death: &Death) -> (ExitKind, String) {
 /// one, otherwise on this machine. 0 when the kernel does not tell.
 pub(crate) fn oom_kill_count() -> u64 {
     let own = fs::read_to_string("/proc/self/cgroup").ok();
-    let events = own.as_deref().and_then(cgroup_path).map(|path| {
-        Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/')).join("memory.events")
-    });
+    let events = own
+        .as_deref()
+        .and_then(cgroup_path)
+        .map(|path| Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/')).join("memory.events"));
     events
         .and_then(|path| fs::read_to_string(path).ok())
         .or_else(|| fs::read_to_string("/proc/vmstat").ok())

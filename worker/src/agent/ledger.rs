@@ -150,7 +150,8 @@ impl Ledger {
                 self.settle(&key, &mut actions);
             }
             Event::Spawned(key) => {
-                let phase = TrainerPhase { phase: trainer_phase::Phase::Spawned.into(), ..Default::default() };
+                let phase =
+                    TrainerPhase { phase: trainer_phase::Phase::Spawned.into(), ..Default::default() };
                 self.phase(&key, phase, &mut actions);
             }
             Event::Phase(key, phase) => self.phase(&key, phase, &mut actions),
@@ -165,7 +166,13 @@ impl Ledger {
                 self.shutting_down = true;
                 let keys: Vec<_> = self.held.keys().cloned().collect();
                 for key in keys {
-                    self.stop(&key, grace, "the agent is shutting down".to_owned(), Answer::Nobody, &mut actions);
+                    self.stop(
+                        &key,
+                        grace,
+                        "the agent is shutting down".to_owned(),
+                        Answer::Nobody,
+                        &mut actions,
+                    );
                 }
             }
         }
@@ -207,7 +214,10 @@ impl Ledger {
         }
         let held = self.held.keys().filter(|held| held.job == key.job).map(|held| held.generation).max();
         if let Some(newer) = held.filter(|held| *held > key.generation) {
-            return Some(format!("generation {} is older than {newer}, which this worker holds", key.generation));
+            return Some(format!(
+                "generation {} is older than {newer}, which this worker holds",
+                key.generation
+            ));
         }
         let stopped = self.stopped.iter().find(|stopped| stopped.job == key.job);
         stopped
@@ -217,7 +227,8 @@ impl Ledger {
 
     /// Ends what is older of the same job.
     fn supersede(&mut self, key: &GenerationKey, actions: &mut Vec<Action>) {
-        let older: Vec<_> = self.held.keys().filter(|held| held.job == key.job && *held < key).cloned().collect();
+        let older: Vec<_> =
+            self.held.keys().filter(|held| held.job == key.job && *held < key).cloned().collect();
         for old in older {
             let reason = format!("generation {} begins", key.generation);
             self.stop(&old, Duration::ZERO, reason, Answer::Nobody, actions);
@@ -241,7 +252,12 @@ impl Ledger {
         }
     }
 
-    fn store_opened(&mut self, key: GenerationKey, result: Result<String, String>, actions: &mut Vec<Action>) {
+    fn store_opened(
+        &mut self,
+        key: GenerationKey,
+        result: Result<String, String>,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(held) = self.held.get_mut(&key) else { return };
         match (result, &held.stopping) {
             (Ok(_), Some(_)) => {
@@ -359,10 +375,10 @@ impl Ledger {
         let Some(held) = self.held.get(key) else { return };
         let Some(stopping) = &held.stopping else { return };
         let reason = format!("it did not stop in the time given ({})", stopping.reason);
-        actions.extend(held.alive().map(|rank| Action::Kill {
-            key: RankKey { of: key.clone(), rank },
-            reason: reason.clone(),
-        }));
+        actions.extend(
+            held.alive()
+                .map(|rank| Action::Kill { key: RankKey { of: key.clone(), rank }, reason: reason.clone() }),
+        );
     }
 
     /// Goes on with a stop as far as it can: trainers first, then the store, then the answer.
@@ -416,8 +432,7 @@ fn store_ready(key: &GenerationKey, result: Result<String, String>) -> Action {
         Ok(address) => (address, String::new()),
         Err(error) => (String::new(), error),
     };
-    let ready =
-        StoreReady { job_id: key.job.to_string(), generation: key.generation.0, address, error };
+    let ready = StoreReady { job_id: key.job.to_string(), generation: key.generation.0, address, error };
     Action::Report(key.job.clone(), Report::StoreReady(ready))
 }
 

@@ -10,7 +10,7 @@ use anybit_proto::v1::{
 use anybit_shared::retry::RetryPolicy;
 use anyhow::{anyhow, bail};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -30,6 +30,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Metric records wait this long for others to travel with.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+/// A stream that held this long was a good one; shorter ones keep the waits between them growing,
+/// so that two agents of one name do not throw each other out in a tight loop.
+const SETTLED: Duration = Duration::from_secs(2);
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// Everything a stream needs.
@@ -79,10 +82,14 @@ impl Session {
                 Ok((outgoing, incoming, welcome)) => {
                     self.check_lease(&welcome, welcomed)?;
                     welcomed = Welcomed::Before;
-                    backoff.reset();
-                    last_problem.clear();
                     tracing::info!(coordinator = %self.endpoint.uri(), "attached");
-                    self.serve(outgoing, incoming, &welcome).await
+                    let since = Instant::now();
+                    let over = self.serve(outgoing, incoming, &welcome).await;
+                    if since.elapsed() >= SETTLED {
+                        backoff.reset();
+                        last_problem.clear();
+                    }
+                    over
                 }
                 Err(error) => Over::Lost(error),
             };
