@@ -68,10 +68,15 @@ impl Resizer {
                     *value += weight * from;
                 }
             }
-            let pixels = out.chunks_exact_mut(CHANNELS);
-            for (pixel, values) in pixels.zip(self.row.chunks_exact(image.channels)) {
-                for (c, channel) in pixel.iter_mut().enumerate() {
-                    *channel = values[c % image.channels] * self.factor + self.shift;
+            let normalised = |value: f32| value * self.factor + self.shift;
+            if image.channels == CHANNELS {
+                for (value, &from) in out.iter_mut().zip(&self.row) {
+                    *value = normalised(from);
+                }
+            } else {
+                let (pixels, _) = out.as_chunks_mut::<CHANNELS>();
+                for (pixel, from) in pixels.iter_mut().zip(self.row.chunks_exact(image.channels)) {
+                    *pixel = [normalised(from[0]); CHANNELS];
                 }
             }
         }
@@ -79,14 +84,24 @@ impl Resizer {
 }
 
 fn resize_columns(columns: &Axis, channels: usize, source: &[u8], wide: &mut [f32]) {
-    for (x, pixel) in wide.chunks_exact_mut(channels).enumerate() {
+    match channels {
+        // Known channel counts let the compiler unroll.
+        1 => resize_columns_of::<1>(columns, source, wide),
+        _ => resize_columns_of::<CHANNELS>(columns, source, wide),
+    }
+}
+
+fn resize_columns_of<const C: usize>(columns: &Axis, source: &[u8], wide: &mut [f32]) {
+    let ((source, _), (wide, _)) = (source.as_chunks::<C>(), wide.as_chunks_mut::<C>());
+    for (x, pixel) in wide.iter_mut().enumerate() {
         let (start, weights) = columns.taps(x);
-        pixel.fill(0.0);
-        for (from, &weight) in source[start * channels..].chunks_exact(channels).zip(weights) {
-            for (value, &byte) in pixel.iter_mut().zip(from) {
+        let mut sum = [0.0; C];
+        for (from, &weight) in source[start..].iter().zip(weights) {
+            for (value, &byte) in sum.iter_mut().zip(from) {
                 *value += weight * f32::from(byte);
             }
         }
+        *pixel = sum;
     }
 }
 

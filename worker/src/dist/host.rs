@@ -35,9 +35,13 @@ impl TcpStoreHost {
         if let Some(interface) = &self.interface {
             return Ok(interface_address(interface)?);
         }
-        let mut known = self.coordinator.to_socket_addrs().with_context(|| format!("cannot resolve {}", self.coordinator))?;
+        let mut known = self
+            .coordinator
+            .to_socket_addrs()
+            .with_context(|| format!("cannot resolve {}", self.coordinator))?;
         let coordinator = known.next().with_context(|| format!("{} has no address", self.coordinator))?;
-        local_address_towards(coordinator).with_context(|| format!("no route to the coordinator at {coordinator}"))
+        local_address_towards(coordinator)
+            .with_context(|| format!("no route to the coordinator at {coordinator}"))
     }
 }
 

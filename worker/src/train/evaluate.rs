@@ -17,7 +17,12 @@ const BATCH: u32 = 250;
 
 /// Figures over the whole test set: losses against the labels, with running statistics. The
 /// statistics must have been averaged over the ranks. Every rank gets the same figures.
-pub fn evaluate(replica: &Replica, spec: &JobSpec, test: &Arc<dyn Samples>, device: Device) -> Result<Tally, TrainError> {
+pub fn evaluate(
+    replica: &Replica,
+    spec: &JobSpec,
+    test: &Arc<dyn Samples>,
+    device: Device,
+) -> Result<Tally, TrainError> {
     let replicas = replica.replicas();
     let resizer = Resizer::new(&spec.data);
     let (rank, world) = (replicas.rank(), replicas.world_size());

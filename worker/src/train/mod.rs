@@ -48,7 +48,9 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Too many skipped steps in a row.
-    #[error("{steps} steps in a row were skipped, the limit of train.max_skipped_steps: {reason}; lower train.learning_rate or check the data")]
+    #[error(
+        "{steps} steps in a row were skipped, the limit of train.max_skipped_steps: {reason}; lower train.learning_rate or check the data"
+    )]
     NonFinite {
         /// Why the last one was.
         reason: String,
@@ -56,7 +58,9 @@ pub enum TrainError {
         steps: u32,
     },
     /// Replicas that must be equal are not.
-    #[error("the ranks' parameters differ at step {0}: a machine computes wrongly, or ranks run different builds")]
+    #[error(
+        "the ranks' parameters differ at step {0}: a machine computes wrongly, or ranks run different builds"
+    )]
     Diverged(GlobalStep),
 }
 

@@ -57,7 +57,9 @@ pub fn trainer(options: &TrainerOptions) -> anyhow::Result<ExitCode> {
 fn exit_kind(error: &TrainError) -> ExitKind {
     use crate::dist::DistError;
     match error {
-        TrainError::Dist(DistError::Interface { .. }) | TrainError::Data(_) | TrainError::Load(_) => ExitKind::UserError,
+        TrainError::Dist(DistError::Interface { .. }) | TrainError::Data(_) | TrainError::Load(_) => {
+            ExitKind::UserError
+        }
         TrainError::Dist(_) => ExitKind::PeerLost,
         TrainError::Torch(_) if error.is_out_of_memory() => ExitKind::OutOfMemory,
         TrainError::Torch(_) => ExitKind::Crashed,

@@ -3,13 +3,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anybit_proto::v1::{
-    CheckpointRecord, EvaluationMetrics, MetricRecord, SkippedStep, StepMetrics, WidthMetrics, metric_record::Record,
+    CheckpointRecord, EvaluationMetrics, MetricRecord, SkippedStep, StepMetrics, WidthMetrics,
+    metric_record::Record,
 };
 
 use super::step::{Replica, Stepped};
 use super::tally::{Tally, WidthFigures};
 use crate::assignment::Assignment;
-use crate::checkpoint::Written;
+use crate::checkpoint::CheckpointInfo;
 use crate::trainer_link::TrainerLink;
 
 /// Sends rank 0's records, and every rank's heartbeat.
@@ -36,7 +37,11 @@ impl<'a> Reporter<'a> {
     fn record(&self, record: Record) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-        self.link.record(MetricRecord { generation: self.assignment.generation.0, unix_ms, record: Some(record) });
+        self.link.record(MetricRecord {
+            generation: self.assignment.generation.0,
+            unix_ms,
+            record: Some(record),
+        });
     }
 
     /// After every step, skipped ones too. `offset` and `end` are samples consumed and to consume.
@@ -98,7 +103,13 @@ impl<'a> Reporter<'a> {
         }));
     }
 
-    pub(super) fn checkpoint(&mut self, replica: &Replica, written: &Written, epoch: f64, seconds: f64) {
+    pub(super) fn checkpoint(
+        &mut self,
+        replica: &Replica,
+        written: &CheckpointInfo,
+        epoch: f64,
+        seconds: f64,
+    ) {
         tracing::info!(step = %replica.step, "checkpoint {} written in {seconds:.2} s", written.path.display());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.record(Record::Checkpoint(CheckpointRecord {

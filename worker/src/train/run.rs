@@ -83,8 +83,13 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
     link.phase(Phase::Training, replica.step, &folder);
 
     let resizer = Resizer::new(&spec.data);
-    let mut loader =
-        Loader::new(plan.train.clone(), resizer, plan.share, position.sample_offset, LoaderOptions::default())?;
+    let mut loader = Loader::new(
+        plan.train.clone(),
+        resizer,
+        plan.share,
+        position.sample_offset,
+        LoaderOptions::default(),
+    )?;
     let mut reporter = Reporter::new(assignment, link);
     let end = plan.steps.saturating_mul(plan.share.batch());
     let mut saved = (!folder.is_empty() || position.sample_offset > 0).then_some(replica.step);
@@ -104,12 +109,19 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
         give_up_if_non_finite(&replica, &stepped, spec)?;
 
         let last = after >= end || stepped.stop_requested;
-        let evaluation = last && !stepped.stop_requested || plan.crosses_epochs(before, after, spec.train.evaluate_epochs);
+        let evaluation =
+            last && !stepped.stop_requested || plan.crosses_epochs(before, after, spec.train.evaluate_epochs);
         let checkpoint = last
             || plan.crosses_epochs(before, after, spec.checkpoint.every_epochs)
-            || (stepped.skip.is_none() && spec.checkpoint.every_steps > 0 && replica.step.0 % spec.checkpoint.every_steps == 0);
+            || (stepped.skip.is_none()
+                && spec.checkpoint.every_steps > 0
+                && replica.step.0 % spec.checkpoint.every_steps == 0);
         if evaluation || checkpoint {
-            replica.replicas().average_statistics(replica.model.registry(), plan.my_groups(), plan.share.groups)?;
+            replica.replicas().average_statistics(
+                replica.model.registry(),
+                plan.my_groups(),
+                plan.share.groups,
+            )?;
         }
         if evaluation {
             let start = Instant::now();
@@ -158,16 +170,21 @@ fn groups(batch: &Batch, spec: &JobSpec, share: Share, device: Device) -> Result
 
 fn give_up_if_non_finite(replica: &Replica, stepped: &Stepped, spec: &JobSpec) -> Result<(), TrainError> {
     match &stepped.skip {
-        Some(skip) if replica.skipped_in_a_row >= spec.train.max_skipped_steps => Err(TrainError::NonFinite {
-            reason: skip.reason.clone(),
-            steps: replica.skipped_in_a_row,
-        }),
+        Some(skip) if replica.skipped_in_a_row >= spec.train.max_skipped_steps => {
+            Err(TrainError::NonFinite { reason: skip.reason.clone(), steps: replica.skipped_in_a_row })
+        }
         _ => Ok(()),
     }
 }
 
 /// All ranks compare their parameters; rank 0 writes.
-fn save(replica: &Replica, position: Position, plan: &Plan, assignment: &Assignment, reporter: &mut Reporter<'_>) -> Result<(), TrainError> {
+fn save(
+    replica: &Replica,
+    position: Position,
+    plan: &Plan,
+    assignment: &Assignment,
+    reporter: &mut Reporter<'_>,
+) -> Result<(), TrainError> {
     if !state::replicas_agree(replica)? {
         return Err(TrainError::Diverged(replica.step));
     }

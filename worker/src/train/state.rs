@@ -12,7 +12,7 @@ use tch::{Kind, TchError, Tensor};
 use super::TrainError;
 use super::step::Replica;
 use crate::assignment::Assignment;
-use crate::checkpoint::{self, Dtype, NamedTensor, TrainState, Written};
+use crate::checkpoint::{self, CheckpointInfo, Dtype, NamedTensor, TrainState};
 
 /// Where training stands, besides the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,7 +71,12 @@ pub fn replicas_agree(replica: &Replica) -> Result<bool, TrainError> {
 }
 
 /// Writes a checkpoint of this replica. Returns it and the seconds that it took.
-pub fn save(replica: &Replica, position: Position, epoch: f64, assignment: &Assignment) -> Result<(Written, f64), TrainError> {
+pub fn save(
+    replica: &Replica,
+    position: Position,
+    epoch: f64,
+    assignment: &Assignment,
+) -> Result<(CheckpointInfo, f64), TrainError> {
     let start = Instant::now();
     let state = TrainState {
         format_version: checkpoint::FORMAT_VERSION,
@@ -92,7 +97,10 @@ pub fn save(replica: &Replica, position: Position, epoch: f64, assignment: &Assi
 
 /// Brings all ranks to the newest checkpoint that verifies on any of their hosts. Returns where it
 /// stands and, on the rank that read it, the folder; `None` if there is no checkpoint.
-pub fn restore(replica: &mut Replica, assignment: &Assignment) -> Result<Option<(Position, Option<PathBuf>)>, TrainError> {
+pub fn restore(
+    replica: &mut Replica,
+    assignment: &Assignment,
+) -> Result<Option<(Position, Option<PathBuf>)>, TrainError> {
     let found = checkpoint::newest_valid(&assignment.checkpoint_dir, &assignment.restorable_generations)?;
     // Generation, then step, decide; the lowest rank that holds the newest one reads it.
     let mine = found.as_ref().map_or((0, 0), |f| (i64::from(f.generation.0), f.step.0.cast_signed()));
@@ -134,4 +142,3 @@ pub fn prune(assignment: &Assignment) {
         tracing::warn!(%error, "older checkpoints could not be deleted");
     }
 }
-
