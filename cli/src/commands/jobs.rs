@@ -59,15 +59,19 @@ fn describe(job: &Job) -> String {
         add("ended", format!("{}, after {}", text::time(ended), text::duration(took as f64 / 1000.0)));
     }
     let progress = &job.progress;
-    add("step", format!("{} of {}", progress.step, progress.total_steps));
-    add("epoch", format!("{:.2} of {:.2}", progress.epoch, progress.total_epochs));
+    if progress.total_steps > 0 {
+        add("step", format!("{} of {}", progress.step, progress.total_steps));
+        add("epoch", format!("{:.2} of {:.2}", progress.epoch, progress.total_epochs));
+    }
     if progress.images_per_second > 0.0 {
         add("images/s", format!("{:.0}", progress.images_per_second));
     }
     if let (false, Some(eta)) = (job.state.is_terminal(), progress.eta_seconds) {
         add("eta", text::duration(eta));
     }
-    add("learn. rate", format!("{:e}", progress.learning_rate));
+    if progress.learning_rate > 0.0 {
+        add("learn. rate", format!("{:e}", progress.learning_rate));
+    }
     if progress.skipped_steps > 0 {
         add("skipped", text::counted(progress.skipped_steps, "step"));
     }
