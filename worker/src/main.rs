@@ -26,7 +26,7 @@ struct Program {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Hold this host's slots and run trainers for the coordinator
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Replay golden files and print each one's worst error; exit 1 above the bound
     Golden(GoldenOptions),
     /// Time the joint step and print one JSON line

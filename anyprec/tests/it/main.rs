@@ -1,0 +1,4 @@
+//! Tests of the public library, one binary.
+
+#[cfg(test)]
+mod golden;
