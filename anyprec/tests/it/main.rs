@@ -2,3 +2,7 @@
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod quantizers;
+#[cfg(test)]
+mod training;
