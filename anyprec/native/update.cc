@@ -4,6 +4,7 @@
 #include <malloc.h>
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 
 namespace anybit {
@@ -63,6 +64,16 @@ void zero_gradients(const Tensors& parameters) {
 void move_towards(const Tensors& running, const Tensors& batch, double weight) {
   at::NoGradGuard no_grad;
   if (!running.values.empty()) at::_foreach_lerp_(running.values, batch.values, weight);
+}
+
+void fill_uniform(const at::Tensor& tensor, double bound, uint64_t seed) {
+  at::NoGradGuard no_grad;
+  tensor.uniform_(-bound, bound, at::detail::createCPUGenerator(seed));
+}
+
+void fill_normal(const at::Tensor& tensor, double deviation, uint64_t seed) {
+  at::NoGradGuard no_grad;
+  tensor.normal_(0.0, deviation, at::detail::createCPUGenerator(seed));
 }
 
 void zero_all(const Tensors& tensors) {

@@ -24,6 +24,11 @@ void zero_gradients(const Tensors& parameters);
 // running += weight * (batch - running), pairwise.
 void move_towards(const Tensors& running, const Tensors& batch, double weight);
 
+// Fills in place from a generator of its own, seeded by `seed`: uniform in [-bound, bound), or
+// normal with mean 0.
+void fill_uniform(const at::Tensor& tensor, double bound, uint64_t seed);
+void fill_normal(const at::Tensor& tensor, double deviation, uint64_t seed);
+
 // Zeroes every tensor in place.
 void zero_all(const Tensors& tensors);
 

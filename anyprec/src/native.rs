@@ -54,6 +54,8 @@ pub mod ffi {
         fn zero_gradients(parameters: &Tensors) -> Result<()>;
         fn move_towards(running: &Tensors, batch: &Tensors, weight: f64) -> Result<()>;
         fn zero_all(tensors: &Tensors) -> Result<()>;
+        fn fill_uniform(tensor: &Tensor, bound: f64, seed: u64) -> Result<()>;
+        fn fill_normal(tensor: &Tensor, deviation: f64, seed: u64) -> Result<()>;
         fn keep_freed_memory();
     }
 }
@@ -137,6 +139,16 @@ pub(crate) fn move_towards(running: &TensorList, batch: &TensorList, weight: f64
 /// Zeroes every tensor in place.
 pub(crate) fn zero_all(tensors: &TensorList) -> Result<(), TchError> {
     ffi::zero_all(tensors.raw()).map_err(error)
+}
+
+/// Fills a CPU tensor in place, uniform in +-`bound`, from a generator of its own.
+pub(crate) fn fill_uniform(tensor: &Tensor, bound: f64, seed: u64) -> Result<(), TchError> {
+    ffi::fill_uniform(borrow(tensor), bound, seed).map_err(error)
+}
+
+/// Fills a CPU tensor in place, normal with mean 0, from a generator of its own.
+pub(crate) fn fill_normal(tensor: &Tensor, deviation: f64, seed: u64) -> Result<(), TchError> {
+    ffi::fill_normal(borrow(tensor), deviation, seed).map_err(error)
 }
 
 /// Keeps freed buffers in the process instead of returning them to the kernel: a training step

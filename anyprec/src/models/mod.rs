@@ -27,8 +27,7 @@ pub struct Model {
 impl Model {
     /// Builds the network of a valid spec. `seed` decides the weights and the dropout masks.
     pub fn build(spec: &ModelSpec, seed: u64, kind: Kind, device: Device) -> Result<Self, TchError> {
-        tch::manual_seed(seed.cast_signed());
-        let mut registry = Registry::new(kind, device);
+        let mut registry = Registry::new(kind, device, seed);
         let classes = i64::from(spec.classes);
         let expand = |default| i64::from(spec.expand.unwrap_or(default));
         let layers = |default: &[u32]| spec.layers.clone().unwrap_or_else(|| default.to_vec());

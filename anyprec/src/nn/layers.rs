@@ -1,8 +1,8 @@
 //! Convolutions, activations, pooling, dropout, the classifier.
 
-use anybit_shared::ids::BitWidth;
 use tch::{Kind, TchError, Tensor};
 
+use super::registry::keyed;
 use super::{Init, Mode, Pass, Registry, Streams};
 use crate::native;
 use crate::quant::{Rounding, quantize_activation, quantize_weight};
@@ -121,17 +121,8 @@ impl Dropout {
             return Ok(x);
         }
         x.map_widths(pass, |x, _, width| {
-            x.f_mul(&native::dropout_mask(x, self.probability, self.key(width), first_sample)?)
-        })
-    }
-
-    /// SplitMix64 over seed, layer and width.
-    fn key(&self, width: BitWidth) -> u64 {
-        [self.layer, u64::from(width.bits())].iter().fold(self.seed, |key, part| {
-            let mut z = (key ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^ (z >> 31)
+            let key = keyed(self.seed, [self.layer, u64::from(width.bits())]);
+            x.f_mul(&native::dropout_mask(x, self.probability, key, first_sample)?)
         })
     }
 }

@@ -51,14 +51,15 @@ pub struct RunningStatistics {
 pub struct Registry {
     kind: Kind,
     device: Device,
+    seed: u64,
     parameters: Vec<NamedTensor>,
     statistics: Vec<RunningStatistics>,
 }
 
 impl Registry {
-    /// An empty registry for tensors of one type on one device.
-    pub fn new(kind: Kind, device: Device) -> Self {
-        Self { kind, device, parameters: Vec::new(), statistics: Vec::new() }
+    /// An empty registry for tensors of one type on one device; `seed` decides the parameters.
+    pub fn new(kind: Kind, device: Device, seed: u64) -> Self {
+        Self { kind, device, seed, parameters: Vec::new(), statistics: Vec::new() }
     }
 
     /// Element type of all parameters.
@@ -74,17 +75,21 @@ impl Registry {
     /// Makes a parameter and returns a handle to it. Four-dimensional ones are laid out
     /// channels-last.
     pub fn parameter(&mut self, name: String, shape: &[i64], init: Init) -> Result<Tensor, TchError> {
-        let options = (self.kind, self.device);
+        let tensor = Tensor::f_empty(shape, (self.kind, Device::Cpu))?;
+        // A stream of its own: neither other parameters nor the process change what it draws.
+        let seed = keyed(self.seed, name.bytes().map(u64::from));
         let tensor = match init {
-            Init::Constant(value) => Tensor::f_full(shape, value, options)?,
+            Init::Constant(value) => tensor.f_fill(value)?,
             Init::FanIn { fan_in } => {
-                let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
-                Tensor::f_empty(shape, options)?.f_uniform_(-bound, bound)?
+                native::fill_uniform(&tensor, 1.0 / (fan_in.max(1) as f64).sqrt(), seed)?;
+                tensor
             }
             Init::KaimingFanOut { fan_out } => {
-                Tensor::f_empty(shape, options)?.f_normal_(0.0, (2.0 / fan_out.max(1) as f64).sqrt())?
+                native::fill_normal(&tensor, (2.0 / fan_out.max(1) as f64).sqrt(), seed)?;
+                tensor
             }
         };
+        let tensor = tensor.f_to_device(self.device)?;
         let tensor = if shape.len() == 4 { channels_last(&tensor)? } else { tensor };
         let tensor = tensor.f_set_requires_grad(true)?;
         self.parameters.push(NamedTensor { name, tensor: tensor.shallow_clone() });
@@ -238,6 +243,16 @@ pub enum LoadError {
     /// libtorch could not copy.
     #[error(transparent)]
     Torch(#[from] TchError),
+}
+
+/// A seed made of another and of some parts: SplitMix64 (Steele, Lea, Flood 2014) over all of them.
+pub(crate) fn keyed(seed: u64, parts: impl IntoIterator<Item = u64>) -> u64 {
+    parts.into_iter().fold(seed, |key, part| {
+        let mut z = (key ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    })
 }
 
 /// The same values laid out channels-last (NHWC in memory); shape [N, C, H, W] stays.

@@ -47,8 +47,8 @@ fn weights_and_their_joint_gradient_follow_the_formula_at_every_width() {
         assert!(off(output, &expected) < 1e-15, "{width} bits");
         // A different gradient for each width.
         let probe = Tensor::randn([8, 4, 3, 3], (Kind::Double, Device::Cpu)) * (i as f64 + 1.0);
-        loss = loss + (output * &probe).sum(None::<Kind>);
-        reference_loss = reference_loss + (expected * probe).sum(None::<Kind>);
+        loss += (output * &probe).sum(None::<Kind>);
+        reference_loss += (expected * probe).sum(None::<Kind>);
     }
     loss.backward();
     reference_loss.backward();
