@@ -11,6 +11,7 @@ use anybit_shared::spec::{Distill, ModelName, ModelSpec};
 use tch::{Device, Kind, Tensor};
 
 fn check(name: &str) {
+    tch::set_num_threads(1); // tests run side by side
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
     let report = replay(&path, Device::Cpu).expect("replays");
     assert!(report.passes(), "{name}: {report:?}");
@@ -43,6 +44,7 @@ fn gradients(model: &Model) -> Vec<(String, Tensor)> {
 
 /// Joint and sequential gradients agree to 1e-12 of each tensor's largest entry.
 fn schedules_agree(name: ModelName, size: i64, layers: Option<Vec<u32>>, distill: Distill) {
+    tch::set_num_threads(1);
     let bits = [1, 2, 3, 4, 8, 32].map(|b| BitWidth::new(b).expect("width")).to_vec();
     let spec = ModelSpec { name, bits, classes: 10, expand: None, layers, dropout: 0.5 };
     let mut model = Model::build(&spec, 7, Kind::Double, Device::Cpu).expect("builds");
