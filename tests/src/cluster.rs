@@ -261,6 +261,28 @@ impl Cluster {
         (newest.step, checkpoint::model(&newest.path))
     }
 
+    /// Two jobs ended with the same bits: weights, running statistics, step.
+    pub fn assert_same_result(&self, job: &str, other: &str) {
+        let ((step, weights), (other_step, other_weights)) =
+            (self.final_weights(job), self.final_weights(other));
+        assert_eq!(step, other_step, "the last steps differ");
+        if weights == other_weights {
+            return;
+        }
+        let curve = |job| {
+            let mut steps = self.api.steps(job);
+            steps.sort_by_key(|(_, step)| step.step);
+            steps.into_iter().map(|(generation, s)| (s.step, generation, s.joint_loss, s.gradient_norm))
+        };
+        let parted = curve(job).zip(curve(other)).find(|(a, b)| (a.2, a.3) != (b.2, b.3));
+        let differing = weights.iter().zip(&other_weights).filter(|(a, b)| a != b).count();
+        panic!(
+            "the weights differ in {differing} of {} bytes; the curves (step, generation, joint loss, \
+             gradient norm) part at {parted:?}",
+            weights.len()
+        );
+    }
+
     /// A rank's log as the coordinator keeps it.
     pub fn log_at_coordinator(&self, job: &str, generation: u32, rank: u32) -> Vec<u8> {
         self.log_in(Path::new("coordinator"), job, generation, rank)

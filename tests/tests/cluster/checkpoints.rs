@@ -6,8 +6,9 @@ const STEPS: u64 = 200;
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_undisturbed_one() {
-    let cluster = Cluster::start(2, 1);
-    let spec = Spec::tiny("damaged").ranks(2).steps(STEPS as i64);
+    let cluster = Cluster::start(3, 1);
+    // Three: a mean over ranks is exact in binary only for powers of two.
+    let spec = Spec::tiny("damaged").ranks(3).steps(STEPS as i64);
     let undisturbed = cluster.submit(&spec);
     cluster.wait(&undisturbed, JobState::Succeeded);
 
@@ -27,5 +28,5 @@ fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_undisturbed_one() {
     let again = cluster.api.steps(&job).into_iter().filter(|(generation, _)| *generation == 2);
     assert_eq!(again.map(|(_, step)| step.step).min(), Some(older.step + 1));
     cluster.assert_every_step_once(&job, STEPS);
-    assert!(cluster.final_weights(&job) == cluster.final_weights(&undisturbed), "other weights");
+    cluster.assert_same_result(&job, &undisturbed);
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anybit_tests::{Cluster, JobState, LONG, Spec, checkpoint, until};
 use serde_json::Value;
 
-const EPOCHS: i64 = 2;
+const EPOCHS: i64 = 3;
 /// 1,437 images an epoch in batches of 64.
 const STEPS: u64 = (1437 * EPOCHS as u64).div_ceil(64);
 
@@ -33,9 +33,9 @@ fn the_digits_train_on_two_workers_and_everyone_tells_the_same() {
     for evaluation in &evaluations {
         assert_eq!((evaluation.samples, evaluation.widths.len()), (360, 5));
     }
-    // Two epochs teach full precision something: a tenth is chance.
-    let best = evaluations[1].widths.last().expect("32 bits");
-    assert!(best.bits == 32 && best.top1 > 40.0, "{best:?}");
+    // Three epochs teach some width something: a tenth is chance.
+    let last = evaluations.last().expect("evaluations");
+    assert!(last.widths.iter().any(|width| width.top1 > 50.0), "{last:?}");
 
     for rank in [0, 1] {
         let worker = rank as usize + 1;
@@ -53,7 +53,21 @@ fn the_digits_train_on_two_workers_and_everyone_tells_the_same() {
     assert_eq!(checkpoint::verify(Path::new(&newest.path)), newest.manifest_sha256);
     assert_eq!(ended.checkpoint.as_ref(), Some(newest));
 
-    the_cli_agrees(&cluster, &job, &steps, &evaluations[1].widths);
+    the_cli_agrees(&cluster, &job, &steps, &last.widths);
+}
+
+#[test]
+fn one_rank_trains_as_three_do() {
+    let cluster = Cluster::start(1, 3);
+    let losses = |ranks: i64| -> Vec<f64> {
+        let job = cluster.submit(&Spec::tiny("ranks").ranks(ranks).steps(6));
+        cluster.wait(&job, JobState::Succeeded);
+        cluster.api.steps(&job).iter().map(|(_, step)| step.joint_loss).collect()
+    };
+    let (one, three) = (losses(1), losses(3));
+    assert_eq!((one.len(), three.len()), (6, 6));
+    // Single precision: the ranks' sums are added in another order.
+    assert!(one.iter().zip(&three).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{one:?}, {three:?}");
 }
 
 fn the_cli_agrees(
@@ -83,7 +97,12 @@ fn the_cli_agrees(
     assert_eq!(told.len(), steps.len());
     for (_, step) in steps {
         let same = |told: &&&Value| told["step"] == step.step && same(&told["joint_loss"], step.joint_loss);
-        assert!(told.iter().find(same).is_some(), "step {} with joint loss {}", step.step, step.joint_loss);
+        assert!(
+            told.iter().any(|told| same(&told)),
+            "step {} with joint loss {}",
+            step.step,
+            step.joint_loss
+        );
     }
     assert_eq!(of_kind("evaluation").len(), EPOCHS as usize);
     assert!(!of_kind("checkpoint").is_empty());
