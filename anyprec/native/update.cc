@@ -10,14 +10,23 @@
 namespace anybit {
 namespace {
 
+// True if both walk memory in the same order. The stride of a dimension of one element says
+// nothing, and convolutions of kernel 1 return other ones than their weight has.
+bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
 std::vector<at::Tensor> gradients(const Tensors& parameters) {
   std::vector<at::Tensor> grads;
   grads.reserve(parameters.values.size());
   for (const at::Tensor& p : parameters.values) {
-    TORCH_CHECK(p.grad().defined(), "a parameter of shape ", p.sizes(), " has no gradient");
+    const at::Tensor& grad = p.grad();
+    TORCH_CHECK(grad.defined(), "a parameter of shape ", p.sizes(), " has no gradient");
     // The fused kernels walk parameter and gradient by storage order.
-    TORCH_CHECK(p.grad().strides() == p.strides(), "gradient and parameter of shape ", p.sizes(), " differ in layout");
-    grads.push_back(p.grad());
+    grads.push_back(same_layout(p, grad) ? grad : at::empty_like(p).copy_(grad));
   }
   return grads;
 }

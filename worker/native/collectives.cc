@@ -27,10 +27,11 @@ std::unique_ptr<StoreServer> open_store(rust::Str host, uint16_t port, int32_t l
   return std::make_unique<StoreServer>(c10::make_intrusive<c10d::TCPStore>(std::string(host), options));
 }
 
-void Group::all_reduce(const at::Tensor& tensor, uint8_t kind) const {
+void Group::all_reduce(const at::Tensor& tensor, uint8_t kind, uint64_t timeout_ms) const {
   std::vector<at::Tensor> tensors{tensor};
   c10d::AllreduceOptions options;
   options.reduceOp = kind == 0 ? c10d::ReduceOp::SUM : kind == 1 ? c10d::ReduceOp::MIN : c10d::ReduceOp::MAX;
+  if (timeout_ms > 0) options.timeout = ms(timeout_ms);
   group_->allreduce(tensors, options)->wait();
 }
 
@@ -83,9 +84,13 @@ Reducer::Reducer(const Group& group, const Tensors& parameters, bool find_unused
   auto [buckets, sizes] = c10d::compute_bucket_assignment_by_size(backwards, limits, sparse, indices);
   std::unordered_map<size_t, std::string> names;
   std::vector<int64_t> caps(sizes.begin(), sizes.end());
-  reducer_ = std::make_unique<c10d::Reducer>(values, buckets, group.get(), sparse, c10d::kDefaultBucketBytesCap, find_unused,
-                                             /*gradient_as_bucket_view=*/true, names, c10d::kDefaultFirstBucketBytes,
-                                             /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, caps);
+  reducer_ = std::make_unique<FixedBucketReducer>(values, buckets, group.get(), sparse, c10d::kDefaultBucketBytesCap, find_unused,
+                                                  /*gradient_as_bucket_view=*/true, names, c10d::kDefaultFirstBucketBytes,
+                                                  /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, caps);
+  // Without a hook the Reducer multiplies by 1 / ranks in a process's first reduction and divides
+  // by ranks ever after, which differ in the last bit unless ranks is a power of two: a resumed
+  // run would part from the undisturbed one. The hook always divides.
+  reducer_->register_builtin_comm_hook(c10d::BuiltinCommHookType::ALLREDUCE);
 }
 
 void Reducer::prepare_for_forward() {

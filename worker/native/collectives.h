@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "anybit-anyprec/native/tensors.h"
 #include "rust/cxx.h"
@@ -29,8 +30,8 @@ class Group {
  public:
   explicit Group(c10::intrusive_ptr<c10d::ProcessGroup> group) : group_(std::move(group)) {}
 
-  // In place; returns when the result is there. kind: 0 sum, 1 min, 2 max.
-  void all_reduce(const at::Tensor& tensor, uint8_t kind) const;
+  // In place; returns when the result is there. kind: 0 sum, 1 min, 2 max. timeout_ms 0: the group's.
+  void all_reduce(const at::Tensor& tensor, uint8_t kind, uint64_t timeout_ms) const;
   // In place from `root`; returns when it has arrived.
   void broadcast(const Tensors& tensors, int32_t root) const;
 
@@ -45,8 +46,17 @@ class Group {
 std::unique_ptr<Group> join_gloo(rust::Str host, uint16_t port, rust::Str prefix, int32_t rank, int32_t world_size,
                                  rust::Str device, bool device_is_address, uint64_t collective_ms, uint64_t rendezvous_ms);
 
-// DDP's Reducer: buckets fill and all-reduce while the backward pass goes on. Gradients become
-// views into the buckets, which are never rebuilt.
+// DDP's Reducer with buckets that are never rebuilt: a resumed run must reduce in the same order.
+// Told that they were rebuilt, it does not collect the parameters' order for that at every step.
+class FixedBucketReducer : public c10d::Reducer {
+ public:
+  template <typename... Args>
+  explicit FixedBucketReducer(Args&&... args) : c10d::Reducer(std::forward<Args>(args)...) {
+    has_rebuilt_bucket_ = true;
+  }
+};
+
+// Buckets fill and all-reduce while the backward pass goes on. Gradients become views into them.
 class Reducer {
  public:
   Reducer(const Group& group, const Tensors& parameters, bool find_unused);
@@ -55,7 +65,7 @@ class Reducer {
   void prepare_for_backward(const at::Tensor& loss);
 
  private:
-  std::unique_ptr<c10d::Reducer> reducer_;
+  std::unique_ptr<FixedBucketReducer> reducer_;
 };
 
 std::unique_ptr<Reducer> new_reducer(const Group& group, const Tensors& parameters, bool find_unused);

@@ -75,7 +75,7 @@ impl Registry {
     /// Makes a parameter and returns a handle to it. Four-dimensional ones are laid out
     /// channels-last.
     pub fn parameter(&mut self, name: String, shape: &[i64], init: Init) -> Result<Tensor, TchError> {
-        let tensor = Tensor::f_empty(shape, (self.kind, Device::Cpu))?;
+        let tensor = Tensor::f_empty_strided(shape, strides(shape), (self.kind, Device::Cpu))?;
         // A stream of its own: neither other parameters nor the process change what it draws.
         let seed = keyed(self.seed, name.bytes().map(u64::from));
         let tensor = match init {
@@ -90,7 +90,6 @@ impl Registry {
             }
         };
         let tensor = tensor.f_to_device(self.device)?;
-        let tensor = if shape.len() == 4 { channels_last(&tensor)? } else { tensor };
         let tensor = tensor.f_set_requires_grad(true)?;
         self.parameters.push(NamedTensor { name, tensor: tensor.shallow_clone() });
         Ok(tensor)
@@ -255,7 +254,12 @@ pub(crate) fn keyed(seed: u64, parts: impl IntoIterator<Item = u64>) -> u64 {
     })
 }
 
-/// The same values laid out channels-last (NHWC in memory); shape [N, C, H, W] stays.
-pub(crate) fn channels_last(tensor: &Tensor) -> Result<Tensor, TchError> {
-    tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])
+/// Strides of a channels-last tensor (NHWC in memory, shape [N, C, H, W]); row-major otherwise.
+/// Written out because libtorch keeps whatever strides dimensions of one element have, and
+/// gradients of such weights come with these.
+fn strides(shape: &[i64]) -> Vec<i64> {
+    if let [_, channels, height, width] = *shape {
+        return vec![height * width * channels, 1, width * channels, channels];
+    }
+    (0..shape.len()).map(|d| shape[d + 1..].iter().product()).collect()
 }

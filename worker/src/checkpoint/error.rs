@@ -49,6 +49,16 @@ impl CheckpointError {
         Self::Damaged { path: path.to_owned(), reason: reason.into() }
     }
 
+    /// Whether a restart, perhaps on another host, may not meet this again. What a person must
+    /// mend (permissions, space, the format's version) is none of the machine's.
+    pub fn is_machines_fault(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => !must_be_mended(source.kind()),
+            Self::Version { .. } | Self::Unsavable(_) => false,
+        }
+    }
+
     /// Whether the checkpoint itself is bad, so that an older one must serve. Anything else (no
     /// permission, too many open files, a newer format) would hide a good checkpoint if it were
     /// skipped, and training would silently begin again from an older one.
@@ -76,4 +86,10 @@ fn remedy(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// What stays so until a person changes it.
+fn must_be_mended(kind: ErrorKind) -> bool {
+    use ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(kind, PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded)
 }

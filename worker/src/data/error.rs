@@ -111,6 +111,20 @@ pub enum DataError {
     Stopped,
 }
 
+impl DataError {
+    /// Whether a restart, perhaps on another host, may not meet this again.
+    pub fn is_machines_fault(&self) -> bool {
+        use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+        match self {
+            Self::Io { source, .. } => {
+                !matches!(source.kind(), NotFound | PermissionDenied | NotADirectory | IsADirectory)
+            }
+            Self::Spawn(_) | Self::Stopped => true,
+            _ => false,
+        }
+    }
+}
+
 /// A byte of a file, or of what it decompresses to, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {

@@ -14,6 +14,8 @@ use super::error::{DataError, Position};
 
 /// The most that a file may decompress to; what it promises is checked before it is read.
 pub const MAX_BYTES: u64 = 4 << 30;
+/// Pixels of an image's side: resizing takes memory by the side, however well the file compresses.
+const MAX_SIDE: u32 = 16_384;
 
 /// Elements of type `u8` with their dimensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +116,10 @@ impl<'a> Source<'a> {
             let size = u32::from_be_bytes(self.read_word("a dimension")?);
             if size == 0 {
                 return Err(self.wrong(at, format!("dimension {axis} to be at least 1"), "0"));
+            }
+            if axis > 0 && size > MAX_SIDE {
+                let expected = format!("dimension {axis} to be at most {MAX_SIDE}");
+                return Err(self.wrong(at, expected, &size.to_string()));
             }
             product = product.saturating_mul(u64::from(size));
             shape.push(size as usize);

@@ -31,7 +31,7 @@ pub(super) mod ffi {
             collective_ms: u64,
             rendezvous_ms: u64,
         ) -> Result<UniquePtr<Group>>;
-        fn all_reduce(self: &Group, tensor: &Tensor, kind: u8) -> Result<()>;
+        fn all_reduce(self: &Group, tensor: &Tensor, kind: u8, timeout_ms: u64) -> Result<()>;
         fn broadcast(self: &Group, tensors: &Tensors, root: i32) -> Result<()>;
 
         type Reducer;

@@ -113,6 +113,8 @@ pub struct Meeting {
 /// The ranks of one generation, over Gloo.
 pub struct Group {
     inner: UniquePtr<ffi::Group>,
+    /// The rendezvous timeout.
+    patience_ms: u64,
 }
 
 impl Group {
@@ -130,6 +132,11 @@ impl Group {
             .map_err(|e| failed(e.to_string()))?
             .next()
             .ok_or_else(|| failed("the name has no address".to_owned()))?;
+        let loopback = "; the store is on a loopback address: if the ranks are on several hosts, give rank 0's \
+                        agent the coordinator's network address, or --interface";
+        let failed = |problem: String| {
+            failed(if store.ip().is_loopback() { format!("{problem}{loopback}") } else { problem })
+        };
         let (device, is_address) = match &meeting.interface {
             Some(given) => (given.clone(), given.parse::<IpAddr>().is_ok()),
             None => (local_address_towards(store).map_err(|e| failed(e.to_string()))?.to_string(), true),
@@ -145,7 +152,7 @@ impl Group {
             millis(meeting.collective_timeout),
             millis(meeting.rendezvous_timeout),
         );
-        Ok(Self { inner: inner.map_err(|e| failed(brief(&e)))? })
+        Ok(Self { inner: inner.map_err(|e| failed(brief(&e)))?, patience_ms: millis(meeting.rendezvous_timeout) })
     }
 
     /// Sums a tensor over the ranks, in place; every rank ends with the same bits.
@@ -154,9 +161,25 @@ impl Group {
     }
 
     fn all_reduce(&self, tensor: &Tensor, kind: u8, what: &'static str) -> Result<(), DistError> {
+        self.all_reduce_within(tensor, kind, 0, what)
+    }
+
+    fn all_reduce_within(
+        &self,
+        tensor: &Tensor,
+        kind: u8,
+        timeout_ms: u64,
+        what: &'static str,
+    ) -> Result<(), DistError> {
         self.inner
-            .all_reduce(borrow(tensor), kind)
+            .all_reduce(borrow(tensor), kind, timeout_ms)
             .map_err(|e| DistError::Collective { what, problem: brief(&e) })
+    }
+
+    /// Returns once every rank has called it. Waits as long as a rendezvous may take: one rank may
+    /// be writing a checkpoint.
+    pub fn wait_for_all(&self, what: &'static str) -> Result<(), DistError> {
+        self.all_reduce_within(&Tensor::from_slice(&[0.0f32]), 0, self.patience_ms, what)
     }
 
     /// Overwrites the tensors by rank `root`'s.

@@ -63,6 +63,11 @@ impl Replicas {
         Ok((Rank(lowest[0] as u32), (first, second)))
     }
 
+    /// Returns once every rank has called it, however long one of them writes a checkpoint.
+    pub fn wait_for_all(&self, what: &'static str) -> Result<(), DistError> {
+        self.group.as_ref().map_or(Ok(()), |group| group.wait_for_all(what))
+    }
+
     /// Overwrites the tensors by rank `root`'s.
     pub fn broadcast(&self, tensors: &TensorList, root: Rank, what: &'static str) -> Result<(), DistError> {
         self.group.as_ref().map_or(Ok(()), |group| group.broadcast(tensors, root, what))

@@ -12,21 +12,26 @@ use super::step::{Replica, group, kind};
 use super::tally::Tally;
 use crate::data::{Evaluation, LoaderOptions, Resizer, Samples};
 
-/// Images a forward pass.
-const BATCH: u32 = 250;
+/// Images a forward pass, at most: a group is what is known to fit in memory, and in training it
+/// leaves room for the backward pass.
+fn batch(spec: &JobSpec) -> u32 {
+    spec.train.group().min(256)
+}
 
 /// Figures over the whole test set: losses against the labels, with running statistics. The
-/// statistics must have been averaged over the ranks. Every rank gets the same figures.
+/// statistics must have been averaged over the ranks. Every rank gets the same figures. `alive` is
+/// called after every batch.
 pub fn evaluate(
     replica: &Replica,
     spec: &JobSpec,
     test: &Arc<dyn Samples>,
     device: Device,
+    mut alive: impl FnMut(),
 ) -> Result<Tally, TrainError> {
     let replicas = replica.replicas();
     let resizer = Resizer::new(&spec.data);
     let (rank, world) = (replicas.rank(), replicas.world_size());
-    let mut mine = Evaluation::new(test, &resizer, rank, world, BATCH, LoaderOptions::default())?;
+    let mut mine = Evaluation::new(test, &resizer, rank, world, batch(spec), LoaderOptions::default())?;
     let mut tally = Tally::new(replica.model.widths(), None, false);
     while let Some(batch) = mine.next() {
         let batch = batch?;
@@ -39,6 +44,7 @@ pub fn evaluate(
             tally.add(&outputs, &input.labels)?;
         }
         mine.recycle(batch);
+        alive();
     }
     tally.all_reduce(replicas)
 }

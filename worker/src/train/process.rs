@@ -53,17 +53,21 @@ pub fn trainer(options: &TrainerOptions) -> anyhow::Result<ExitCode> {
     Ok(if message.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A machine's fault may be gone in another generation, perhaps on another host.
+fn blame(machine: bool) -> ExitKind {
+    if machine { ExitKind::Crashed } else { ExitKind::UserError }
+}
+
 /// Whose fault an error is, which decides whether a restart can help.
 fn exit_kind(error: &TrainError) -> ExitKind {
     use crate::dist::DistError;
     match error {
-        TrainError::Dist(DistError::Interface { .. }) | TrainError::Data(_) | TrainError::Load(_) => {
-            ExitKind::UserError
-        }
+        TrainError::Dist(DistError::Interface { .. }) | TrainError::Load(_) => ExitKind::UserError,
+        TrainError::Data(error) => blame(error.is_machines_fault()),
         TrainError::Dist(_) => ExitKind::PeerLost,
         TrainError::Torch(_) if error.is_out_of_memory() => ExitKind::OutOfMemory,
         TrainError::Torch(_) => ExitKind::Crashed,
-        TrainError::Checkpoint(_) => ExitKind::UserError,
+        TrainError::Checkpoint(error) => blame(error.is_machines_fault()),
         TrainError::NonFinite { .. } => ExitKind::NonFinite,
         TrainError::Diverged(_) => ExitKind::Diverged,
     }

@@ -125,7 +125,7 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
         }
         if evaluation {
             let start = Instant::now();
-            let tally = evaluate(&replica, spec, &plan.test, device)?;
+            let tally = evaluate(&replica, spec, &plan.test, device, || link.heartbeat(replica.step))?;
             reporter.evaluation(&replica, &tally, plan.epoch(after), start.elapsed());
             evaluated = Some(after);
         }
@@ -139,7 +139,7 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
     }
     // A generation may end between its last checkpoint and its last evaluation.
     if evaluated != Some(position.sample_offset) {
-        let tally = evaluate(&replica, spec, &plan.test, device)?;
+        let tally = evaluate(&replica, spec, &plan.test, device, || link.heartbeat(replica.step))?;
         reporter.evaluation(&replica, &tally, plan.epoch(position.sample_offset), std::time::Duration::ZERO);
     }
     Ok(Ending::Finished)
@@ -194,5 +194,6 @@ fn save(
         reporter.checkpoint(replica, &written, epoch, seconds);
         state::prune(assignment);
     }
-    Ok(())
+    // The others would otherwise wait in the next step's all-reduce, under its shorter timeout.
+    Ok(replica.replicas().wait_for_all("waiting for the checkpoint")?)
 }

@@ -12,7 +12,7 @@ use tch::{Kind, TchError, Tensor};
 use super::TrainError;
 use super::step::Replica;
 use crate::assignment::Assignment;
-use crate::checkpoint::{self, CheckpointInfo, Dtype, NamedTensor, TrainState};
+use crate::checkpoint::{self, Checkpoint, CheckpointInfo, Dtype, NamedTensor, TrainState};
 
 /// Where training stands, besides the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,9 +101,11 @@ pub fn restore(
     replica: &mut Replica,
     assignment: &Assignment,
 ) -> Result<Option<(Position, Option<PathBuf>)>, TrainError> {
-    let found = checkpoint::newest_valid(&assignment.checkpoint_dir, &assignment.restorable_generations)?;
+    let found = checkpoint::load_newest(&assignment.checkpoint_dir, &assignment.restorable_generations)?;
     // Generation, then step, decide; the lowest rank that holds the newest one reads it.
-    let mine = found.as_ref().map_or((0, 0), |f| (i64::from(f.generation.0), f.step.0.cast_signed()));
+    let mine = found.as_ref().map_or((0, 0), |Checkpoint { state, .. }| {
+        (i64::from(state.generation.0), state.step.0.cast_signed())
+    });
     let (owner, newest) = replica.replicas().lowest_rank_with_most(mine)?;
     if newest == (0, 0) {
         return Ok(None);
@@ -111,13 +113,12 @@ pub fn restore(
     let mut numbers = [0i64; 4];
     let mut folder = None;
     if let (true, Some(found)) = (owner == replica.replicas().rank(), found) {
-        let read = checkpoint::read(&found.path)?;
-        replica.model.load(&from_file(read.model)?)?;
-        replica.optimizer.load(&from_file(read.optimizer)?)?;
-        let state = read.state;
+        let Checkpoint { path, state, model, optimizer } = found;
+        replica.model.load(&from_file(model)?)?;
+        replica.optimizer.load(&from_file(optimizer)?)?;
         numbers = [state.step.0, state.sample_offset, state.skipped_steps, state.consecutive_skipped.into()]
             .map(u64::cast_signed);
-        folder = Some(found.path);
+        folder = Some(path);
     }
     let (mut model, mut optimizer) = (replica.model.state(), replica.optimizer.state());
     let scalars = Tensor::f_from_slice(&numbers)?;

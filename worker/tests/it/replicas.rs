@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anybit_anyprec::golden;
 use anybit_anyprec::models::Model;
+use anybit_anyprec::nn::NamedTensor;
 use anybit_shared::ids::{BitWidth, Rank};
 use anybit_shared::spec::{Distill, ModelName, ModelSpec, OptimizerName, Precision, Schedule, TrainSpec};
 use anybit_worker::dist::{Meeting, Replicas, Store};
@@ -13,6 +14,74 @@ use tch::{Device, Kind, Tensor};
 
 const GROUP: i64 = 2;
 const SIZE: i64 = 8;
+
+/// Bits of every tensor of a replica.
+fn fingerprint(replica: &Replica) -> Vec<Tensor> {
+    replica.model.state().iter().map(|s| s.tensor.copy()).collect()
+}
+
+/// What a restored process does: its Reducer is new, its weights are not.
+#[test]
+fn the_first_reduction_of_a_process_has_the_bits_of_a_later_one() {
+    let group = |s: u64, g: u32| {
+        let Group { images, labels, first_sample } = data(s, g);
+        Group { images: images.to_kind(Kind::Float), labels, first_sample }
+    };
+    let states = float_ranks(3, |rank, replica| {
+        replica.step(&[group(0, rank)], 0.05, false).expect("steps");
+        let middle = state(replica);
+        let optimizer: State =
+            replica.optimizer.state().iter().map(|s| (s.name.clone(), s.tensor.copy())).collect();
+        replica.step(&[group(1, rank)], 0.05, false).expect("steps");
+        (middle, optimizer, fingerprint(replica))
+    });
+    let named = |state: &State| -> Vec<NamedTensor> {
+        let named =
+            |(name, tensor): &(String, Tensor)| NamedTensor { name: name.clone(), tensor: tensor.copy() };
+        state.iter().map(named).collect()
+    };
+    let states: Vec<_> = states.into_iter().map(std::sync::Mutex::new).collect();
+    let resumed = float_ranks(3, |rank, replica| {
+        let held = states[rank as usize].lock().expect("the rank's own");
+        replica.model.load(&named(&held.0)).expect("loads");
+        replica.optimizer.load(&named(&held.1)).expect("loads");
+        replica.step(&[group(1, rank)], 0.05, false).expect("steps");
+        fingerprint(replica)
+    });
+    for (resumed, undisturbed) in resumed.iter().zip(&states) {
+        let undisturbed = undisturbed.lock().expect("nobody else's");
+        assert!(
+            resumed.iter().zip(&undisturbed.2).all(|(a, b)| a == b),
+            "a resumed rank ends with other bits"
+        );
+    }
+}
+
+/// One rank has no Reducer to give gradients their parameters' layout.
+#[test]
+fn one_rank_trains_every_network_in_single_precision() {
+    for (name, size) in [(ModelName::Resnet20, 8), (ModelName::Resnet50, 32), (ModelName::Cnn8, 40)] {
+        let mut spec = model_spec();
+        (spec.name, spec.layers, spec.expand) = match name {
+            ModelName::Resnet20 => (name, Some(vec![1, 1, 1]), Some(1)),
+            ModelName::Resnet50 => (name, Some(vec![1, 1, 1, 1]), None),
+            ModelName::Cnn8 => (name, None, Some(1)),
+        };
+        let model = Model::build(&spec, 0, Kind::Float, Device::Cpu).expect("builds");
+        let mut replica =
+            Replica::new(model, &train_spec(1, Schedule::Joint), Replicas::alone()).expect("a replica");
+        let images = golden::images("float", GROUP, size).expect("images").to_kind(Kind::Float);
+        let images = images.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        let labels = golden::labels("float", GROUP, 10).expect("labels");
+        let batch = [Group { images, labels, first_sample: 0 }];
+        let first = replica.step(&batch, 0.01, false).expect("steps").widths;
+        for _ in 0..5 {
+            replica.step(&batch, 0.01, false).expect("steps");
+        }
+        let last = replica.step(&batch, 0.01, false).expect("steps").widths;
+        assert!(last[0].loss < first[0].loss, "{name:?} learns nothing of one batch: {first:?} {last:?}");
+    }
+}
 
 fn model_spec() -> ModelSpec {
     ModelSpec {
@@ -63,8 +132,22 @@ fn share(rank: u32, world: u32, groups: u32) -> std::ops::Range<u32> {
     rank * groups / world..(rank + 1) * groups / world
 }
 
-/// Runs `world` ranks, `body` on each, and returns what they returned, in rank order.
 fn ranks<T: Send>(
+    world: u32,
+    groups: u32,
+    schedule: Schedule,
+    body: impl Fn(u32, &mut Replica) -> T + Sync,
+) -> Vec<T> {
+    ranks_of(Kind::Double, world, groups, schedule, body)
+}
+
+fn float_ranks<T: Send>(world: u32, body: impl Fn(u32, &mut Replica) -> T + Sync) -> Vec<T> {
+    ranks_of(Kind::Float, world, world, Schedule::Joint, body)
+}
+
+/// Runs `world` ranks, `body` on each, and returns what they returned, in rank order.
+fn ranks_of<T: Send>(
+    kind: Kind,
     world: u32,
     groups: u32,
     schedule: Schedule,
@@ -88,8 +171,7 @@ fn ranks<T: Send>(
                 scope.spawn(move || {
                     tch::set_num_threads(1);
                     let replicas = Replicas::meet(&meeting).expect("meets");
-                    let mut model =
-                        Model::build(&model_spec(), 0, Kind::Double, Device::Cpu).expect("builds");
+                    let mut model = Model::build(&model_spec(), 0, kind, Device::Cpu).expect("builds");
                     golden::fill(&mut model).expect("fills");
                     let mut replica =
                         Replica::new(model, &train_spec(groups, schedule), replicas).expect("a replica");
