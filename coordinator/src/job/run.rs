@@ -78,14 +78,14 @@ pub enum Progress {
     Made,
 }
 
-/// What a re-attached agent said it still runs, to be compared once its unacknowledged messages
-/// have had time to arrive.
+/// Ranks that a re-attached agent did not say it still runs: lost, unless its unacknowledged
+/// messages tell how they ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt {
     /// Until when the agent has time.
     pub until: Instant,
-    /// What it holds of the generation.
-    pub held: Held,
+    /// Which ranks.
+    pub ranks: BTreeSet<Rank>,
 }
 
 /// What an agent holds of a generation.
@@ -153,6 +153,15 @@ impl Run {
     /// How a rank ended, if it did.
     pub fn ending(&self, rank: Rank) -> Option<&Ending> {
         self.endings.iter().find(|ending| ending.rank == Some(rank))
+    }
+
+    /// Doubts these ranks, in place of what was doubted of the worker before.
+    pub(super) fn doubt(&mut self, worker: &WorkerId, ranks: BTreeSet<Rank>, until: Instant) {
+        if ranks.is_empty() {
+            self.doubts.remove(worker);
+        } else {
+            self.doubts.insert(worker.clone(), Doubt { until, ranks });
+        }
     }
 
     /// The worker that holds a rank.

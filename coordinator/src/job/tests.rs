@@ -281,6 +281,30 @@ fn a_start_is_repeated_to_an_agent_that_may_have_missed_it() {
 }
 
 #[test]
+fn only_what_had_begun_before_a_reattach_is_doubted() {
+    let mut story = Story::new(2, 5);
+    story.on(Event::Placed(places(2)));
+    story.on(Event::Reattached { worker: worker(0), held: Held::Ranks([].into()) });
+    story.on(Event::Reattached { worker: worker(1), held: Held::Nothing });
+    story.report(0, Report::StoreReady(Ok("h:1".to_owned())));
+    for rank in [0, 1] {
+        story.report(rank, Report::Phase { rank: Rank(rank), phase: Phase::Training, step: GlobalStep(0) });
+    }
+    story.wait(LEASE);
+    assert_eq!(story.job.state, JobState::Running, "{}", story.job.reason);
+}
+
+#[test]
+fn a_later_reattach_clears_the_doubt_of_an_earlier_one() {
+    let mut story = Story::running(1, 5);
+    story.on(Event::Reattached { worker: worker(0), held: Held::Nothing });
+    story.wait(LEASE / 2);
+    story.on(Event::Reattached { worker: worker(0), held: Held::Ranks([Rank(0)].into()) });
+    story.wait(LEASE);
+    assert_eq!(story.job.state, JobState::Running, "{}", story.job.reason);
+}
+
+#[test]
 fn a_store_that_does_not_open_restarts() {
     let mut story = Story::new(1, 5);
     story.on(Event::Placed(places(1)));

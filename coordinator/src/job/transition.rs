@@ -1,5 +1,6 @@
 //! The table: `(state, event, now)` to the job afterwards and what must be done.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anybit_shared::ids::{GlobalStep, Rank, WorkerId};
@@ -306,7 +307,11 @@ impl Next<'_> {
 
     fn lose_ranks(&mut self, worker: &WorkerId, why: &str) {
         let Some(run) = &self.job.run else { return };
-        let ranks: Vec<Rank> = run.ranks_on(worker).collect();
+        let ranks = run.ranks_on(worker).collect();
+        self.lose(ranks, why);
+    }
+
+    fn lose(&mut self, ranks: BTreeSet<Rank>, why: &str) {
         for rank in ranks {
             let message = why.to_owned();
             self.record(Ending { rank: Some(rank), kind: EndKind::WorkerLost, message });
@@ -329,8 +334,14 @@ impl Next<'_> {
         if !run.workers().contains(worker) {
             return;
         }
-        let until = self.now.at + self.rules.lease;
-        run.doubts.insert(worker.clone(), Doubt { until, held: held.clone() });
+        // Decided now: what begins later has nothing to do with what was held before.
+        let missing = |rank: &Rank| {
+            let begun = run.phases.get(rank.0 as usize).is_some_and(|phase| *phase > Phase::Placed);
+            let runs = matches!(held, Held::Ranks(ranks) if ranks.contains(rank));
+            begun && !runs && run.ending(*rank).is_none()
+        };
+        let ranks = run.ranks_on(worker).filter(missing).collect();
+        run.doubt(worker, ranks, self.now.at + self.rules.lease);
         match &run.store_address {
             None if run.worker_of(Rank(0)) == Some(worker) => {
                 self.effects.push(Effect::HostStore { worker: worker.clone() });
@@ -354,8 +365,11 @@ impl Next<'_> {
         if !run.workers().contains(worker) || run.stopped.contains(worker) {
             return;
         }
-        let until = self.now.at + self.rules.lease;
-        run.doubts.insert(worker.clone(), Doubt { until, held: held.clone() });
+        let ranks = match held {
+            Held::Nothing => run.ranks_on(worker).collect(),
+            Held::Ranks(_) => BTreeSet::new(),
+        };
+        run.doubt(worker, ranks, self.now.at + self.rules.lease);
         let grace = match self.job.intent {
             Intent::Cancel => self.rules.cancel_grace,
             Intent::Train => Duration::ZERO,
@@ -365,18 +379,8 @@ impl Next<'_> {
     }
 
     fn tick_while_live(&mut self) {
-        for (worker, doubt) in self.due_doubts() {
-            let Some(run) = &self.job.run else { return };
-            let missing = |rank: &Rank| {
-                let begun = run.phases.get(rank.0 as usize).is_some_and(|phase| *phase > Phase::Placed);
-                let runs = matches!(&doubt.held, Held::Ranks(ranks) if ranks.contains(rank));
-                begun && !runs
-            };
-            let ranks: Vec<Rank> = run.ranks_on(&worker).filter(missing).collect();
-            for rank in ranks {
-                let message = "its agent no longer runs it".to_owned();
-                self.record(Ending { rank: Some(rank), kind: EndKind::WorkerLost, message });
-            }
+        for (_, doubt) in self.due_doubts() {
+            self.lose(doubt.ranks, "its agent no longer runs it");
             self.after_ending();
             if self.job.state == JobState::Stopping || self.job.state.is_terminal() {
                 return;
@@ -392,12 +396,10 @@ impl Next<'_> {
 
     fn tick_while_stopping(&mut self) {
         for (worker, doubt) in self.due_doubts() {
-            if doubt.held == Held::Nothing {
-                self.lose_ranks(&worker, "its agent no longer runs it");
-                self.confirm_stopped(&worker);
-                if self.job.state != JobState::Stopping {
-                    return;
-                }
+            self.lose(doubt.ranks, "its agent no longer runs it");
+            self.confirm_stopped(&worker);
+            if self.job.state != JobState::Stopping {
+                return;
             }
         }
         let Some(run) = &mut self.job.run else { return };
