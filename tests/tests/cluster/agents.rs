@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anybit_tests::{Cluster, JobState, LONG, Spec, until};
 
-const STEPS: u64 = 400;
+const STEPS: u64 = 240;
 
 #[test]
 fn a_killed_agent_leaves_no_orphans_and_the_job_goes_on_elsewhere() {

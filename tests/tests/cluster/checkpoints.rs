@@ -2,7 +2,7 @@
 
 use anybit_tests::{Cluster, JobState, Spec, checkpoint};
 
-const STEPS: u64 = 200;
+const STEPS: u64 = 160;
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_undisturbed_one() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anybit_proto::v1::metric_record::Record;
 use anybit_tests::{Cluster, JobState, Spec};
 
-const STEPS: u64 = 300;
+const STEPS: u64 = 240;
 
 #[test]
 fn a_lost_trainer_is_noticed_at_once_and_the_result_is_the_undisturbed_one() {
