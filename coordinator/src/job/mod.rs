@@ -34,7 +34,7 @@ pub struct Now {
 pub struct Rules {
     /// From placement until every rank must be training.
     pub start_timeout: Duration,
-    /// What trainers get to write a checkpoint when a job is cancelled.
+    /// What trainers get to write a checkpoint when a job is cancelled, or a rank was stopped in order.
     pub cancel_grace: Duration,
     /// How long a re-attached agent may take to account for ranks that it no longer runs.
     pub lease: Duration,
@@ -198,10 +198,11 @@ impl Job {
 
     /// A stored job, after a restart of the coordinator: its deadlines begin anew.
     pub fn resumed(mut self, now: Now, rules: &Rules) -> Self {
+        let grace = outcome::stop_grace(&self, rules);
         if let Some(run) = &mut self.run {
             match self.state {
                 JobState::Starting => run.start_deadline = Some(now.at + rules.start_timeout),
-                JobState::Stopping => run.resend_stop = Some(now.at + rules.stop_resend),
+                JobState::Stopping => run.resend_stop = Some(now.at + grace + rules.stop_resend),
                 _ => {}
             }
         }

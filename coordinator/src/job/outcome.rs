@@ -1,6 +1,8 @@
 //! What follows from how a generation's ranks ended.
 
-use super::{EndKind, Ending, Intent, Job, Run};
+use std::time::Duration;
+
+use super::{EndKind, Ending, Intent, Job, Rules, Run};
 
 /// What becomes of a job whose generation is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +48,21 @@ pub(super) fn all_succeeded(run: &Run) -> bool {
 /// The ending that explains the others, for people.
 pub(super) fn cause_so_far(run: &Run) -> Option<String> {
     root_cause(run).map(|root| describe(root, run))
+}
+
+/// What the ranks left of an ending generation get: time for a checkpoint where a person asked for
+/// the stop, or where one rank was stopped in order and the others may still be writing; none
+/// where a rank was lost, since the others only wait for it.
+pub(super) fn stop_grace(job: &Job, rules: &Rules) -> Duration {
+    let blameless = |run: &Run| {
+        let nobody = |ending: &Ending| blame(ending.kind) == Blame::Nobody;
+        !run.endings.is_empty() && run.endings.iter().all(nobody)
+    };
+    match job.intent {
+        Intent::Cancel => rules.cancel_grace,
+        Intent::Train if job.run.as_ref().is_some_and(blameless) => rules.cancel_grace,
+        Intent::Train => Duration::ZERO,
+    }
 }
 
 /// Whose doing an ending is, the one that explains most first.

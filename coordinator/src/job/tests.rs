@@ -305,6 +305,38 @@ fn a_later_reattach_clears_the_doubt_of_an_earlier_one() {
 }
 
 #[test]
+fn a_stop_that_nobody_is_to_blame_for_leaves_time_for_its_checkpoint() {
+    let graces = |story: &Story| -> Vec<u64> {
+        let grace = |effect: &Effect| match effect {
+            Effect::Stop { grace, .. } => grace.as_secs(),
+            other => panic!("{other:?}"),
+        };
+        story.effects.iter().map(grace).collect()
+    };
+    let mut story = Story::running(3, 5);
+    story.exit(2, EndKind::Succeeded);
+    story.exit(1, EndKind::Stopped);
+    assert_eq!((story.job.state, graces(&story)), (JobState::Stopping, vec![20, 20, 20]));
+    story.on(Event::Reattached { worker: worker(0), held: Held::Ranks([Rank(0)].into()) });
+    assert_eq!(graces(&story), [20]);
+    let mut restarted = Story { job: story.job.clone(), now: story.now, effects: Vec::new() };
+    restarted.job = restarted.job.resumed(story.now, &rules());
+    for story in [&mut story, &mut restarted] {
+        story.wait(Duration::from_secs(24));
+        assert!(graces(story).is_empty(), "the grace and the time to confirm are not over");
+        story.wait(Duration::from_secs(1));
+        assert_eq!(graces(story), [0, 0, 0]);
+    }
+
+    let mut story = Story::running(2, 5);
+    story.exit(1, EndKind::Killed);
+    assert_eq!(graces(&story), [0, 0]);
+    story.exit(0, EndKind::Stopped);
+    story.on(Event::Reattached { worker: worker(0), held: Held::Ranks([].into()) });
+    assert_eq!(graces(&story), [0]);
+}
+
+#[test]
 fn a_store_that_does_not_open_restarts() {
     let mut story = Story::new(1, 5);
     story.on(Event::Placed(places(1)));

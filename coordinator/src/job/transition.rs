@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anybit_shared::ids::{GlobalStep, Rank, WorkerId};
 
-use super::outcome::{Verdict, all_succeeded, cause_so_far, verdict};
+use super::outcome::{Verdict, all_succeeded, cause_so_far, stop_grace, verdict};
 use super::{
     Decision, Doubt, Effect, EndKind, Ending, Event, Held, Intent, Job, JobState, Now, Phase, Place,
     Progress, Refused, Report, Rules, Run, Step,
@@ -227,7 +227,7 @@ impl Next<'_> {
             self.release("the job has succeeded");
             self.end(JobState::Succeeded, "trained to the end".to_owned());
         } else if let Some(cause) = cause_so_far(run) {
-            self.stop(Duration::ZERO, cause);
+            self.stop(stop_grace(&self.job, self.rules), cause);
         }
     }
 
@@ -370,10 +370,7 @@ impl Next<'_> {
             Held::Ranks(_) => BTreeSet::new(),
         };
         run.doubt(worker, ranks, self.now.at + self.rules.lease);
-        let grace = match self.job.intent {
-            Intent::Cancel => self.rules.cancel_grace,
-            Intent::Train => Duration::ZERO,
-        };
+        let grace = stop_grace(&self.job, self.rules);
         let reason = self.job.reason.clone();
         self.effects.push(Effect::Stop { worker: worker.clone(), grace, reason });
     }
