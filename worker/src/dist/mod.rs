@@ -152,7 +152,10 @@ impl Group {
             millis(meeting.collective_timeout),
             millis(meeting.rendezvous_timeout),
         );
-        Ok(Self { inner: inner.map_err(|e| failed(brief(&e)))?, patience_ms: millis(meeting.rendezvous_timeout) })
+        Ok(Self {
+            inner: inner.map_err(|e| failed(brief(&e)))?,
+            patience_ms: millis(meeting.rendezvous_timeout),
+        })
     }
 
     /// Sums a tensor over the ranks, in place; every rank ends with the same bits.

@@ -81,14 +81,15 @@ impl Tally {
         Ok(self)
     }
 
-    /// The widths with a loss that is not finite on some rank.
+    /// The widths with a loss that is not finite on some rank, ascending.
     pub fn not_finite(&self) -> Option<Skip> {
         let bad = self
             .sums
             .chunks_exact(FIGURES)
             .zip(&self.widths)
             .filter(|(sums, _)| sums[3] > 0.0 || !sums[0].is_finite());
-        let widths: Vec<BitWidth> = bad.map(|(_, width)| *width).collect();
+        let mut widths: Vec<BitWidth> = bad.map(|(_, width)| *width).collect();
+        widths.sort_unstable();
         let names: Vec<String> = widths.iter().map(ToString::to_string).collect();
         (!widths.is_empty())
             .then(|| Skip { widths, reason: format!("the loss at {} bits is not finite", names.join(", ")) })
