@@ -454,12 +454,13 @@ fn waiting(job: &Job, now: Instant) -> Waiting {
     }
 }
 
-/// Records of the current generation, from a worker of it; and checkpoints of earlier ones.
+/// Records of the current generation, from a worker of it; and of earlier ones those that must
+/// last, since an agent may have been away. The store lets the later generation's win.
 fn is_wanted(job: &Job, worker: &WorkerId, row: &MetricRow) -> bool {
     let current =
         row.generation == job.generation && job.run.as_ref().is_none_or(|run| run.workers().contains(worker));
     let registered = row.generation > Generation(0) && row.generation <= job.generation;
-    current || (registered && row.kind == MetricKind::Checkpoint)
+    current || (registered && row.kind != MetricKind::Step)
 }
 
 fn open_channels(registry: &Registry, job: &Job, figures: &Figures) {

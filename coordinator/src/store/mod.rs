@@ -130,11 +130,11 @@ pub struct StoredMetric {
 /// The newest figures of a job.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Figures {
-    /// The newest step record.
+    /// The step record stored last.
     pub step: Option<Arc<[u8]>>,
-    /// The newest evaluation.
+    /// The newest generation's newest evaluation.
     pub evaluation: Option<Arc<[u8]>>,
-    /// The newest checkpoint.
+    /// The newest generation's newest checkpoint.
     pub checkpoint: Option<Arc<[u8]>>,
     /// Skipped steps so far.
     pub skipped_steps: u64,

@@ -73,8 +73,13 @@ SELECT revision, payload FROM metrics
 WHERE job_id = ?1 AND revision > ?2 AND (?3 OR kind NOT IN ('step', 'skipped'))
 ORDER BY revision LIMIT ?4";
 
-pub(super) const NEWEST_OF_KIND: &str = "
-SELECT payload FROM metrics WHERE job_id = ?1 AND kind = ?2 ORDER BY revision DESC LIMIT 1";
+// Step records come in order, and there are too many to sort.
+pub(super) const NEWEST_STEP: &str = "
+SELECT payload FROM metrics WHERE job_id = ?1 AND kind = 'step' ORDER BY revision DESC LIMIT 1";
+
+pub(super) const NEWEST_EVALUATION: &str = "
+SELECT payload FROM metrics WHERE job_id = ?1 AND kind = 'evaluation'
+ORDER BY generation DESC, ordinal DESC LIMIT 1";
 
 pub(super) const COUNTERS: &str = "
 SELECT dropped_step_records,

@@ -186,12 +186,10 @@ impl Store for SqliteStore {
     async fn figures(&self, job: &JobId) -> Result<Figures, StoreError> {
         let counters = sqlx::query(sql::COUNTERS).bind(job.as_str()).fetch_optional(&self.readers).await?;
         let Some(counters) = counters else { return Ok(Figures::default()) };
-        let checkpoint =
-            sqlx::query(sql::NEWEST_CHECKPOINT).bind(job.as_str()).fetch_optional(&self.readers).await?;
         Ok(Figures {
-            step: self.newest(job, MetricKind::Step).await?,
-            evaluation: self.newest(job, MetricKind::Evaluation).await?,
-            checkpoint: checkpoint.as_ref().map(payload).transpose()?,
+            step: self.newest(job, sql::NEWEST_STEP).await?,
+            evaluation: self.newest(job, sql::NEWEST_EVALUATION).await?,
+            checkpoint: self.newest(job, sql::NEWEST_CHECKPOINT).await?,
             skipped_steps: from_db("skipped steps", counters.try_get("skipped")?)?,
             dropped_step_records: from_db("dropped records", counters.try_get("dropped_step_records")?)?,
             revision: from_db("revision", counters.try_get("revision")?)?,
@@ -222,8 +220,9 @@ impl Store for SqliteStore {
 }
 
 impl SqliteStore {
-    async fn newest(&self, job: &JobId, kind: MetricKind) -> Result<Option<Arc<[u8]>>, StoreError> {
-        let query = sqlx::query(sql::NEWEST_OF_KIND).bind(job.as_str()).bind(kind.name());
+    /// The payload that one of the `NEWEST_` statements gives.
+    async fn newest(&self, job: &JobId, statement: &'static str) -> Result<Option<Arc<[u8]>>, StoreError> {
+        let query = sqlx::query(statement).bind(job.as_str());
         query.fetch_optional(&self.readers).await?.as_ref().map(payload).transpose()
     }
 }

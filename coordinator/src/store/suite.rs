@@ -226,12 +226,14 @@ async fn figures_are_the_newest(backend: &dyn Backend) {
     store.put_metrics(&batch(rows)).await.unwrap();
     let rows = vec![row(MetricKind::Step, 3, 2, "step 3"), row(MetricKind::Checkpoint, 3, 2, "of g2")];
     store.put_metrics(&batch(rows)).await.unwrap();
+    let late = vec![row(MetricKind::Evaluation, 9, 0, "evaluation of g0, late")];
+    store.put_metrics(&batch(late)).await.unwrap();
     let figures = store.figures(&id("a")).await.unwrap();
     let text = |payload: &Option<Arc<[u8]>>| String::from_utf8(payload.clone().unwrap().to_vec()).unwrap();
     assert_eq!(text(&figures.step), "step 3", "the last one stored, though its step is lower");
     assert_eq!(text(&figures.evaluation), "evaluation");
     assert_eq!(text(&figures.checkpoint), "of g2");
-    assert_eq!((figures.skipped_steps, figures.revision), (4, 6));
+    assert_eq!((figures.skipped_steps, figures.revision), (4, 7));
 }
 
 async fn checkpoints_of_every_generation_are_listed(backend: &dyn Backend) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Agent, PATIENCE, Rig, checkpoint, collect, evaluation, spec, step, train};
+use crate::support::{Agent, PATIENCE, Rig, checkpoint, collect, evaluation, skipped, spec, step, train};
 use anybit_proto::v1::attach_request::Message as Said;
 use anybit_proto::v1::*;
 use tonic::Code;
@@ -90,6 +90,35 @@ async fn a_killed_rank_starts_a_new_generation_that_may_restore_the_first() {
     assert_eq!(seen, [(1, 2.0), (2, 1.0)]);
     let list = rig.jobs.list_checkpoints(ListCheckpointsRequest { job_id: job }).await.unwrap().into_inner();
     assert_eq!(list.checkpoints.len(), 1, "the folder of generation 1 is there");
+}
+
+#[tokio::test]
+async fn late_records_of_an_earlier_generation_are_kept() {
+    let mut rig = Rig::start().await;
+    let mut a = rig.agent("a").await;
+    let job = rig.submit(1, 3).await;
+    train(&mut [&mut a], 0).await;
+    a.exit(&job, 1, 0, ExitKind::Killed, "").await;
+    a.stopped(&job, 1).await;
+    train(&mut [&mut a], 0).await;
+    a.metrics(&job, vec![evaluation(2, 4)]).await;
+    // What the agent could not send before; generation 3 was never registered.
+    a.metrics(&job, vec![evaluation(1, 4), evaluation(1, 8), skipped(1, 3, 1), step(1, 8, 7.0)]).await;
+    a.metrics(&job, vec![evaluation(3, 9), evaluation(0, 9)]).await;
+    let curve = rig.metrics(StreamMetricsRequest { job_id: job.clone(), ..Default::default() }).await;
+    let seen: Vec<_> = curve
+        .iter()
+        .map(|item| item.record.as_ref().unwrap())
+        .map(|record| match record.record.as_ref().unwrap() {
+            metric_record::Record::Evaluation(m) => ("evaluation", record.generation, m.step),
+            metric_record::Record::Step(m) if m.skipped.is_some() => ("skipped", record.generation, m.step),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(seen, [("evaluation", 2, 4), ("evaluation", 1, 8), ("skipped", 1, 3)]);
+    let now = rig.job(&job).await;
+    assert_eq!(now.evaluation.unwrap().step, 4, "the newest is the newest generation's");
+    assert_eq!(now.progress.unwrap().skipped_steps, 1);
 }
 
 fn losses(record: &MetricRecord) -> Option<(u64, f64)> {

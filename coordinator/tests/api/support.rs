@@ -334,6 +334,12 @@ pub(crate) fn step(generation: u32, step: u64, loss: f64) -> MetricRecord {
     MetricRecord { generation, unix_ms: 1, record: Some(metric_record::Record::Step(metrics)) }
 }
 
+pub(crate) fn skipped(generation: u32, at: u64, total: u64) -> MetricRecord {
+    let skip = SkippedStep { total, ..Default::default() };
+    let metrics = StepMetrics { step: at, skipped: Some(skip), ..Default::default() };
+    MetricRecord { generation, unix_ms: 1, record: Some(metric_record::Record::Step(metrics)) }
+}
+
 pub(crate) fn evaluation(generation: u32, step: u64) -> MetricRecord {
     let metrics = EvaluationMetrics { step, samples: 360, ..Default::default() };
     MetricRecord { generation, unix_ms: 1, record: Some(metric_record::Record::Evaluation(metrics)) }
