@@ -123,6 +123,13 @@ fn record(payload: Option<&[u8]>) -> Option<Record> {
     v1::MetricRecord::decode(payload?).ok()?.record
 }
 
+/// How many of a job's checkpoints its trainers leave on disk.
+pub(super) fn checkpoints_kept(spec_toml: &str) -> u32 {
+    let spec = toml::from_str::<JobSpec>(spec_toml).ok();
+    // A spec of another version may not be readable: the newest one is there in any case.
+    spec.map_or(1, |spec| spec.checkpoint.keep.max(1))
+}
+
 /// The checkpoint in a stored record.
 pub(super) fn checkpoint(payload: &[u8]) -> Option<v1::CheckpointRecord> {
     match record(Some(payload)) {

@@ -113,7 +113,9 @@ impl JobService for Api {
         request: Request<ListCheckpointsRequest>,
     ) -> Result<Response<ListCheckpointsResponse>, Status> {
         let id = self.find(&request.into_inner().job_id).await?;
-        let stored = self.engine.store().checkpoints(&id).await.map_err(ApiError::from)?;
+        let view = self.engine.view(&id).await.map_err(ApiError::from)?;
+        let kept = convert::checkpoints_kept(&view.job.info.spec_toml);
+        let stored = self.engine.store().checkpoints(&id, kept).await.map_err(ApiError::from)?;
         let checkpoints = stored.iter().filter_map(|payload| convert::checkpoint(payload)).collect();
         Ok(Response::new(ListCheckpointsResponse { checkpoints }))
     }

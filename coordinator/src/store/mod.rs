@@ -185,8 +185,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<StoredMetric>, StoreError>;
     /// The newest figures of a job.
     async fn figures(&self, job: &JobId) -> Result<Figures, StoreError>;
-    /// A job's checkpoints, newest first.
-    async fn checkpoints(&self, job: &JobId) -> Result<Vec<Vec<u8>>, StoreError>;
+    /// At most `limit` of a job's checkpoints, newest first: later generation, then later step.
+    async fn checkpoints(&self, job: &JobId, limit: u32) -> Result<Vec<Vec<u8>>, StoreError>;
     /// The edges that a job took, in order.
     async fn history(&self, job: &JobId) -> Result<Vec<Step>, StoreError>;
     /// Waits for readers and closes.

@@ -88,7 +88,7 @@ SELECT dropped_step_records,
 FROM jobs WHERE id = ?1";
 
 pub(super) const CHECKPOINTS: &str =
-    "SELECT payload FROM checkpoints WHERE job_id = ?1 ORDER BY generation DESC, step DESC";
+    "SELECT payload FROM checkpoints WHERE job_id = ?1 ORDER BY generation DESC, step DESC LIMIT ?2";
 
 pub(super) const NEWEST_CHECKPOINT: &str =
     "SELECT payload FROM checkpoints WHERE job_id = ?1 ORDER BY generation DESC, step DESC LIMIT 1";

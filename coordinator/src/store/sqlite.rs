@@ -196,8 +196,9 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn checkpoints(&self, job: &JobId) -> Result<Vec<Vec<u8>>, StoreError> {
-        let rows = sqlx::query(sql::CHECKPOINTS).bind(job.as_str()).fetch_all(&self.readers).await?;
+    async fn checkpoints(&self, job: &JobId, limit: u32) -> Result<Vec<Vec<u8>>, StoreError> {
+        let query = sqlx::query(sql::CHECKPOINTS).bind(job.as_str()).bind(limit);
+        let rows = query.fetch_all(&self.readers).await?;
         rows.iter().map(|row| Ok(row.try_get("payload")?)).collect()
     }
 

@@ -243,9 +243,13 @@ async fn checkpoints_of_every_generation_are_listed(backend: &dyn Backend) {
     {
         store.put_metrics(&batch(vec![row(MetricKind::Checkpoint, step, generation, text)])).await.unwrap();
     }
-    let listed = store.checkpoints(&id("a")).await.unwrap();
-    let listed: Vec<_> = listed.into_iter().map(|payload| String::from_utf8(payload).unwrap()).collect();
-    assert_eq!(listed, ["5 of g2", "3 of g2", "late", "5 of g1"]);
+    for (limit, expected) in
+        [(9, &["5 of g2", "3 of g2", "late", "5 of g1"][..]), (2, &["5 of g2", "3 of g2"])]
+    {
+        let listed = store.checkpoints(&id("a"), limit).await.unwrap();
+        let listed: Vec<_> = listed.into_iter().map(|payload| String::from_utf8(payload).unwrap()).collect();
+        assert_eq!(listed, expected);
+    }
 }
 
 async fn records_of_no_job_are_refused_whole(backend: &dyn Backend) {

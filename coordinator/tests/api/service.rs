@@ -121,6 +121,26 @@ async fn late_records_of_an_earlier_generation_are_kept() {
     assert_eq!(now.progress.unwrap().skipped_steps, 1);
 }
 
+#[tokio::test]
+async fn only_checkpoints_that_are_kept_are_listed() {
+    let mut rig = Rig::start().await;
+    let mut a = rig.agent("a").await;
+    let job = rig.submit_spec(&format!("{}[checkpoint]\nkeep = 2\n", spec(1, 3))).await.unwrap();
+    train(&mut [&mut a], 0).await;
+    a.metrics(&job, vec![checkpoint(1, 5), checkpoint(1, 20), checkpoint(1, 10)]).await;
+    let listed = async |rig: &mut Rig| {
+        let request = ListCheckpointsRequest { job_id: job.clone() };
+        let list = rig.jobs.list_checkpoints(request).await.unwrap().into_inner().checkpoints;
+        list.iter().map(|c| (c.generation, c.step)).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&mut rig).await, [(1, 20), (1, 10)]);
+    a.exit(&job, 1, 0, ExitKind::Killed, "").await;
+    a.stopped(&job, 1).await;
+    train(&mut [&mut a], 10).await;
+    a.metrics(&job, vec![checkpoint(2, 15)]).await;
+    assert_eq!(listed(&mut rig).await, [(2, 15), (1, 20)]);
+}
+
 fn losses(record: &MetricRecord) -> Option<(u64, f64)> {
     match &record.record {
         Some(metric_record::Record::Step(step)) => Some((step.step, step.widths[0].loss)),
