@@ -119,9 +119,6 @@ impl Engine {
     }
 
     async fn submit(&mut self, new: NewJob) -> Result<(JobId, Created), EngineError> {
-        if self.jobs.len() >= self.options.max_unfinished_jobs {
-            return Err(EngineError::TooManyJobs(self.options.max_unfinished_jobs));
-        }
         let now = self.now();
         let id = self.ids.next_id(now.unix_ms)?;
         let job = Job::new(JobInfo {
@@ -134,7 +131,18 @@ impl Engine {
             bits: new.bits,
             created_unix_ms: now.unix_ms,
         });
-        match self.store.submit(&job, new.idempotency_key.as_deref()).await? {
+        let key = new.idempotency_key.as_deref();
+        let submission = if self.jobs.len() < self.options.max_unfinished_jobs {
+            self.store.submit(&job, key).await?
+        } else {
+            // What a key has made is answered even where there is no room for another job.
+            let submitted = match key {
+                Some(key) => self.store.submitted(&job, key).await?,
+                None => None,
+            };
+            submitted.ok_or(EngineError::TooManyJobs(self.options.max_unfinished_jobs))?
+        };
+        match submission {
             Submission::Existing(existing) => return Ok((existing, Created::Before)),
             Submission::KeyTaken(existing) => return Err(EngineError::KeyTaken(existing)),
             Submission::Created => {}

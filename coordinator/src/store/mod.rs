@@ -158,6 +158,8 @@ pub enum MetricFilter {
 pub trait Store: Send + Sync + 'static {
     /// Stores a new job.
     async fn submit(&self, job: &Job, idempotency_key: Option<&str>) -> Result<Submission, StoreError>;
+    /// What submitting this job with this key would find: what the key has made, or nothing.
+    async fn submitted(&self, job: &Job, idempotency_key: &str) -> Result<Option<Submission>, StoreError>;
     /// Stores a job after a decision, its generation, and the edges taken.
     async fn commit(&self, job: &Job, path: &[Step], now: Now) -> Result<(), StoreError>;
     /// Jobs that have not ended, oldest first.

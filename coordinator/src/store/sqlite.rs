@@ -54,9 +54,7 @@ impl Store for SqliteStore {
         if let Some(key) = idempotency_key
             && let Some(row) = sqlx::query(sql::JOB_BY_KEY).bind(key).fetch_optional(&mut *tx).await?
         {
-            let id = job_id(&row)?;
-            let same = row.try_get::<String, _>("spec_toml")? == job.info.spec_toml;
-            return Ok(if same { Submission::Existing(id) } else { Submission::KeyTaken(id) });
+            return submission(&row, job);
         }
         let info = &job.info;
         sqlx::query(sql::INSERT_JOB)
@@ -76,6 +74,11 @@ impl Store for SqliteStore {
             .await?;
         tx.commit().await?;
         Ok(Submission::Created)
+    }
+
+    async fn submitted(&self, job: &Job, idempotency_key: &str) -> Result<Option<Submission>, StoreError> {
+        let query = sqlx::query(sql::JOB_BY_KEY).bind(idempotency_key);
+        query.fetch_optional(&self.readers).await?.map(|row| submission(&row, job)).transpose()
     }
 
     async fn commit(&self, job: &Job, path: &[Step], now: Now) -> Result<(), StoreError> {
@@ -226,6 +229,13 @@ impl SqliteStore {
         let query = sqlx::query(statement).bind(job.as_str());
         query.fetch_optional(&self.readers).await?.as_ref().map(payload).transpose()
     }
+}
+
+/// What a job that a key has made is to another submission with it.
+fn submission(made: &SqliteRow, job: &Job) -> Result<Submission, StoreError> {
+    let id = job_id(made)?;
+    let same = made.try_get::<String, _>("spec_toml")? == job.info.spec_toml;
+    Ok(if same { Submission::Existing(id) } else { Submission::KeyTaken(id) })
 }
 
 /// True when the record is new or replaces one of an earlier generation.

@@ -130,11 +130,14 @@ async fn a_job_is_read_back_after_reopening(backend: &dyn Backend) {
 
 async fn a_key_makes_one_job(backend: &dyn Backend) {
     let store = backend.open().await;
+    assert_eq!(store.submitted(&job("a"), "key").await.unwrap(), None);
     store.submit(&job("a"), Some("key")).await.unwrap();
+    assert_eq!(store.submitted(&job("b"), "key").await.unwrap(), Some(Submission::Existing(id("a"))));
     assert_eq!(store.submit(&job("b"), Some("key")).await.unwrap(), Submission::Existing(id("a")));
     let mut other = job("c");
     Arc::make_mut(&mut other.info).spec_toml = "name = \"other\"".to_owned();
     assert_eq!(store.submit(&other, Some("key")).await.unwrap(), Submission::KeyTaken(id("a")));
+    assert_eq!(store.submitted(&other, "key").await.unwrap(), Some(Submission::KeyTaken(id("a"))));
     assert_eq!(store.submit(&job("d"), None).await.unwrap(), Submission::Created);
     assert_eq!(store.list(&[], None, 10).await.unwrap().len(), 2);
 }

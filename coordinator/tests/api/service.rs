@@ -333,6 +333,22 @@ async fn an_idempotency_key_makes_one_job() {
 }
 
 #[tokio::test]
+async fn a_known_idempotency_key_is_answered_at_the_limit_of_jobs() {
+    let mut rig = Rig::with(|settings| settings.max_unfinished_jobs = 1).await;
+    let request =
+        |key: &str, spec_toml: String| SubmitJobRequest { spec_toml, idempotency_key: key.to_owned() };
+    let first = rig.jobs.submit_job(request("k", spec(1, 1))).await.unwrap().into_inner();
+    let again = rig.jobs.submit_job(request("k", spec(1, 1))).await.unwrap().into_inner();
+    assert_eq!((again.created, again.job.unwrap().id), (false, first.job.unwrap().id));
+    let other = rig.jobs.submit_job(request("k", spec(1, 2))).await.unwrap_err();
+    assert_eq!(other.code(), Code::AlreadyExists);
+    for new in ["new", ""] {
+        let refused = rig.jobs.submit_job(request(new, spec(1, 1))).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn bad_requests_say_what_to_change() {
     let mut rig = Rig::start().await;
     let bad = rig.submit_spec("extends = \"digits\"\n[train]\nbach = 3\n").await.unwrap_err();
