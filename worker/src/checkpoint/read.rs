@@ -1,6 +1,6 @@
 //! Reading checkpoints: never one byte that is not as it was written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anybit_shared::ids::Generation;
 
@@ -14,8 +14,8 @@ use super::tensor::{NamedTensor, decode};
 /// A checkpoint, verified and in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
-    /// Its folder.
-    pub path: PathBuf,
+    /// Its folder, size and hash.
+    pub info: CheckpointInfo,
     /// Everything but the tensors.
     pub state: TrainState,
     /// Parameters and running statistics, ordered by name.
@@ -26,13 +26,14 @@ pub struct Checkpoint {
 
 /// Reads a checkpoint; its bytes are hashed as they are read.
 pub fn read(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let (manifest, _) = Manifest::read(path)?;
+    let (manifest, json) = Manifest::read(path)?;
     let state = read_state(path, &manifest)?;
+    let info = info(path, &manifest, &json, &state);
     let tensors = |name| {
         let bytes = manifest.open(path, name)?.contents(path, name)?;
         decode(path, name, &bytes)
     };
-    Ok(Checkpoint { path: path.to_owned(), model: tensors(MODEL)?, optimizer: tensors(OPTIMIZER)?, state })
+    Ok(Checkpoint { info, model: tensors(MODEL)?, optimizer: tensors(OPTIMIZER)?, state })
 }
 
 /// Checks every byte of a checkpoint, in little memory.
@@ -42,14 +43,18 @@ pub fn verify(path: &Path) -> Result<CheckpointInfo, CheckpointError> {
     for name in [MODEL, OPTIMIZER] {
         manifest.open(path, name)?.check(path, name)?;
     }
-    let record = FileRecord::of(&json);
-    Ok(CheckpointInfo {
+    Ok(info(path, &manifest, &json, &state))
+}
+
+fn info(path: &Path, manifest: &Manifest, json: &[u8], state: &TrainState) -> CheckpointInfo {
+    let record = FileRecord::of(json);
+    CheckpointInfo {
         path: path.to_owned(),
         generation: state.generation,
         step: state.step,
         bytes: record.bytes + manifest.files.values().map(|file| file.bytes).sum::<u64>(),
         manifest_sha256: record.sha256,
-    })
+    }
 }
 
 fn read_state(path: &Path, manifest: &Manifest) -> Result<TrainState, CheckpointError> {

@@ -124,7 +124,7 @@ impl Job {
         let allowed: Vec<_> = allowed.iter().copied().map(Generation).collect();
         let info = newest_valid(self.dir(), &allowed).unwrap();
         let loaded = load_newest(self.dir(), &allowed).unwrap();
-        assert_eq!(info.as_ref().map(|i| &i.path), loaded.as_ref().map(|l| &l.path));
+        assert_eq!(info.as_ref().map(|i| &i.path), loaded.as_ref().map(|l| &l.info.path));
         info.map(|info| (info.generation.0, info.step.0))
     }
 

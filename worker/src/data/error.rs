@@ -11,7 +11,7 @@ pub enum DataError {
     #[error("no data roots are configured on this worker: name at least one folder that holds data sets")]
     NoRoots,
     /// A relative path that exists under no root.
-    #[error("data.path {path:?} is under none of the worker's data roots ({})", list(.roots))]
+    #[error("data.path {path:?} does not exist on this worker: looked for {}", candidates(.path, .roots))]
     NotFound {
         /// As the spec gives it.
         path: String,
@@ -145,4 +145,9 @@ impl fmt::Display for Position {
 
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Where a path was looked for.
+fn candidates(path: &str, roots: &[PathBuf]) -> String {
+    roots.iter().map(|root| root.join(path).display().to_string()).collect::<Vec<_>>().join(", ")
 }

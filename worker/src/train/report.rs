@@ -103,22 +103,16 @@ impl<'a> Reporter<'a> {
         }));
     }
 
-    pub(super) fn checkpoint(
-        &mut self,
-        replica: &Replica,
-        written: &CheckpointInfo,
-        epoch: f64,
-        seconds: f64,
-    ) {
-        tracing::info!(step = %replica.step, "checkpoint {} written in {seconds:.2} s", written.path.display());
+    /// A checkpoint that is whole on disk; `seconds` that writing it took, 0 for a restored one.
+    pub(super) fn checkpoint(&mut self, written: &CheckpointInfo, epoch: f64, seconds: f64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.record(Record::Checkpoint(CheckpointRecord {
-            step: replica.step.0,
+            step: written.step.0,
             epoch,
             path: written.path.display().to_string(),
             bytes: written.bytes,
             manifest_sha256: written.manifest_sha256.clone(),
-            generation: self.assignment.generation.0,
+            generation: written.generation.0,
             unix_ms: i64::try_from(now.as_millis()).unwrap_or(i64::MAX),
             seconds,
         }));

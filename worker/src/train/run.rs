@@ -11,7 +11,7 @@ use tch::Device;
 
 use super::evaluate::evaluate;
 use super::report::Reporter;
-use super::state::{self, Position};
+use super::state::{self, Position, Restored};
 use super::step::{Group, Replica, Stepped, group, kind};
 use super::{Ending, TrainError};
 use crate::assignment::Assignment;
@@ -74,8 +74,14 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
     let model = Model::build(&spec.model, spec.train.seed, kind(spec.train.precision), device)?;
     let mut replica = Replica::new(model, &spec.train, replicas)?;
     let restored = state::restore(&mut replica, assignment)?;
-    let (mut position, folder) = restored.unwrap_or_default();
-    let folder = folder.map(|f| f.display().to_string()).unwrap_or_default();
+    let mut saved = restored.is_some().then_some(replica.step);
+    let Restored { mut position, source } = restored.unwrap_or_default();
+    let folder = source.as_ref().map(|s| s.path.display().to_string()).unwrap_or_default();
+    let mut reporter = Reporter::new(assignment, link);
+    if let Some(source) = &source {
+        // Its first report may have been lost with the agent that held it.
+        reporter.checkpoint(source, plan.epoch(position.sample_offset), 0.0);
+    }
     tracing::info!(
         rank = %assignment.rank, world_size = assignment.world_size, step = %replica.step,
         epoch = plan.epoch(position.sample_offset), restored_from = folder, "training begins"
@@ -90,9 +96,7 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
         position.sample_offset,
         LoaderOptions::default(),
     )?;
-    let mut reporter = Reporter::new(assignment, link);
     let end = plan.steps.saturating_mul(plan.share.batch());
-    let mut saved = (!folder.is_empty() || position.sample_offset > 0).then_some(replica.step);
     let mut evaluated = None;
     while position.sample_offset < end {
         let before = position.sample_offset;
@@ -130,7 +134,7 @@ pub fn run(assignment: &Assignment, link: &TrainerLink) -> Result<Ending, TrainE
             evaluated = Some(after);
         }
         if checkpoint && saved != Some(replica.step) {
-            save(&replica, position, &plan, assignment, &mut reporter)?;
+            save(&replica, position, last, &plan, assignment, &mut reporter)?;
             saved = Some(replica.step);
         }
         if stepped.stop_requested && after < end {
@@ -177,10 +181,11 @@ fn give_up_if_non_finite(replica: &Replica, stepped: &Stepped, spec: &JobSpec) -
     }
 }
 
-/// All ranks compare their parameters; rank 0 writes.
+/// All ranks compare their parameters; rank 0 writes. Only the `last` checkpoint must succeed.
 fn save(
     replica: &Replica,
     position: Position,
+    last: bool,
     plan: &Plan,
     assignment: &Assignment,
     reporter: &mut Reporter<'_>,
@@ -190,9 +195,18 @@ fn save(
     }
     if replica.replicas().rank().0 == 0 {
         let epoch = plan.epoch(position.sample_offset);
-        let (written, seconds) = state::save(replica, position, epoch, assignment)?;
-        reporter.checkpoint(replica, &written, epoch, seconds);
-        state::prune(assignment);
+        match state::save(replica, position, epoch, assignment) {
+            Ok((written, seconds)) => {
+                tracing::info!("checkpoint {} written in {seconds:.2} s", written.path.display());
+                reporter.checkpoint(&written, epoch, seconds);
+                state::prune(assignment);
+            }
+            // The trained steps are worth more than the checkpoint: the next one may succeed.
+            Err(TrainError::Checkpoint(error)) if !last => {
+                tracing::error!(step = %replica.step, "no checkpoint was written, training goes on: {error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     // The others would otherwise wait in the next step's all-reduce, under its shorter timeout.
     Ok(replica.replicas().wait_for_all("waiting for the checkpoint")?)

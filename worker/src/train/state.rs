@@ -1,6 +1,5 @@
 //! Between a replica and its checkpoints: writing, choosing, restoring, comparing.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anybit_anyprec::native::TensorList;
@@ -95,12 +94,18 @@ pub fn save(
     Ok((written, start.elapsed().as_secs_f64()))
 }
 
-/// Brings all ranks to the newest checkpoint that verifies on any of their hosts. Returns where it
-/// stands and, on the rank that read it, the folder; `None` if there is no checkpoint.
-pub fn restore(
-    replica: &mut Replica,
-    assignment: &Assignment,
-) -> Result<Option<(Position, Option<PathBuf>)>, TrainError> {
+/// Where a restored replica goes on.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Where training stands.
+    pub position: Position,
+    /// The checkpoint, on the rank that read it.
+    pub source: Option<CheckpointInfo>,
+}
+
+/// Brings all ranks to the newest checkpoint that verifies on any of their hosts; `None` if there
+/// is no checkpoint.
+pub fn restore(replica: &mut Replica, assignment: &Assignment) -> Result<Option<Restored>, TrainError> {
     let found = checkpoint::load_newest(&assignment.checkpoint_dir, &assignment.restorable_generations)?;
     // Generation, then step, decide; the lowest rank that holds the newest one reads it.
     let mine = found.as_ref().map_or((0, 0), |Checkpoint { state, .. }| {
@@ -111,28 +116,29 @@ pub fn restore(
         return Ok(None);
     }
     let mut numbers = [0i64; 4];
-    let mut folder = None;
+    let mut source = None;
     if let (true, Some(found)) = (owner == replica.replicas().rank(), found) {
-        let Checkpoint { path, state, model, optimizer } = found;
+        let Checkpoint { info, state, model, optimizer } = found;
         replica.model.load(&from_file(model)?)?;
         replica.optimizer.load(&from_file(optimizer)?)?;
         numbers = [state.step.0, state.sample_offset, state.skipped_steps, state.consecutive_skipped.into()]
             .map(u64::cast_signed);
-        folder = Some(path);
+        source = Some(info);
     }
-    let (mut model, mut optimizer) = (replica.model.state(), replica.optimizer.state());
+    let (model, optimizer) = (replica.model.state(), replica.optimizer.state());
     let scalars = Tensor::f_from_slice(&numbers)?;
     let tensors = model.iter().chain(&optimizer).map(|t| &t.tensor).chain([&scalars]);
     replica.replicas().broadcast(&TensorList::new(tensors), owner, "sharing the restored state")?;
     // Most of these are handles that are up to date now; the counts among them are copies.
-    replica.model.load(&std::mem::take(&mut model))?;
-    replica.optimizer.load(&std::mem::take(&mut optimizer))?;
+    replica.model.load(&model)?;
+    replica.optimizer.load(&optimizer)?;
     let numbers = Vec::<i64>::try_from(&scalars)?;
     if let [step, offset, skipped, consecutive] = numbers[..] {
         replica.step = GlobalStep(step.cast_unsigned());
         replica.skipped = skipped.cast_unsigned();
         replica.skipped_in_a_row = consecutive as u32;
-        return Ok(Some((Position { sample_offset: offset.cast_unsigned() }, folder)));
+        let position = Position { sample_offset: offset.cast_unsigned() };
+        return Ok(Some(Restored { position, source }));
     }
     Ok(None)
 }

@@ -249,7 +249,8 @@ fn roots_are_tried_in_order() {
     assert_eq!(train.unwrap().count().get(), 5);
     let text = open("else", 5, &[first.path(), second.0.path()], Split::Train).unwrap_err().to_string();
     assert!(
-        text.contains("\"else\" is under none of") && text.contains(first.path().to_str().unwrap()),
+        text.contains("\"else\" does not exist on this worker")
+            && text.contains(first.path().to_str().unwrap()),
         "{text}"
     );
     assert!(matches!(open("set", 5, &[], Split::Train), Err(DataError::NoRoots)));
