@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use anybit_proto::v1::{ExitKind, TrainerExit};
 use nix::sys::signal::Signal;
@@ -19,7 +20,7 @@ pub(crate) struct Death {
     pub(crate) end: End,
     /// Why the agent killed it, if it did.
     pub(crate) killed_because: Option<String>,
-    /// Processes that the kernel's OOM killer took while this one lived.
+    /// Processes that the kernel's OOM killer took since this one last gave a sign of life.
     pub(crate) oom_kills: u64,
     /// Where its output went.
     pub(crate) log: PathBuf,
@@ -83,6 +84,37 @@ fn by_signal(number: i32, death: &Death) -> (ExitKind, String) {
             (ExitKind::Killed, format!("the trainer was killed by {name}, which its agent did not send"))
         }
         _ => (ExitKind::Crashed, format!("the trainer crashed with {name}; its log is {log}")),
+    }
+}
+
+/// The OOM killer's count as it stood at a trainer's last signs of life. What it took before then
+/// was not this trainer.
+#[derive(Debug)]
+pub(crate) struct OomBaseline {
+    before: u64,
+    latest: u64,
+    taken: Instant,
+}
+
+impl OomBaseline {
+    /// Signs closer than this count as one: the last of them may be read after the death.
+    const APART: Duration = Duration::from_secs(1);
+
+    pub(crate) fn new(count: u64, now: Instant) -> Self {
+        Self { before: count, latest: count, taken: now }
+    }
+
+    /// The trainer gave a sign of life. `count` is called seldom, however many there are.
+    pub(crate) fn refresh(&mut self, now: Instant, count: impl FnOnce() -> u64) {
+        if now.saturating_duration_since(self.taken) >= Self::APART {
+            // The one before counts, since the latest may be read after the death too.
+            *self = Self { before: self.latest, latest: count(), taken: now };
+        }
+    }
+
+    /// Kills since the trainer's last signs of life.
+    pub(crate) fn since(&self, count: u64) -> u64 {
+        count.saturating_sub(self.before)
     }
 }
 
@@ -184,6 +216,24 @@ mod tests {
             assert_eq!(kind, ExitKind::Crashed);
             assert!(message.contains("g0001-r000.log"), "{message}");
         }
+    }
+
+    #[test]
+    fn only_kills_since_the_last_signs_of_life_are_blamed() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut baseline = OomBaseline::new(3, start);
+        assert_eq!(baseline.since(4), 1, "a death before the first sign");
+        // Days ago somebody else was killed; this trainer went on.
+        for n in 1..10 {
+            baseline.refresh(at(n * 1000), || 4);
+        }
+        assert_eq!(baseline.since(4), 0);
+        // Killed: what it sent just before is read afterwards.
+        for n in 0..5 {
+            baseline.refresh(at(10_000 + n), || 5);
+        }
+        assert_eq!(baseline.since(5), 1);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use anybit_proto::v1::{
     AgentMessage, ExitKind, StopTraining, TrainerExit, TrainerMessage, agent_message, trainer_message,
@@ -26,7 +27,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tokio::sync::mpsc::Sender;
 
-use super::exit::{Death, classify, oom_kill_count};
+use super::exit::{Death, OomBaseline, classify, oom_kill_count};
 use super::key::RankKey;
 use super::ledger::Event;
 use super::state_dir::StateDir;
@@ -119,14 +120,14 @@ impl TrainerHandle {
 
     /// From the start of the process to its end.
     fn live(&self, start: &Start, inputs: &Sender<Input>) -> anyhow::Result<(ExitKind, String)> {
-        let oom_kills_before = oom_kill_count();
+        let mut oom_kills = OomBaseline::new(oom_kill_count(), Instant::now());
         let log = start.state_dir.log_file(&start.key);
         let (mut child, socket) = spawn(start, start.state_dir.open_log(&start.key)?)?;
         let group = Pid::from_raw(child.id() as i32);
         let running = socket.try_clone().map(|socket| self.begin(group, socket));
         send(inputs, Input::Event(Event::Spawned(start.key.clone())));
         let (status, reported) = thread::scope(|scope| {
-            let listener = scope.spawn(|| listen(&start.key, &socket, inputs));
+            let listener = scope.spawn(|| listen(&start.key, &socket, inputs, &mut oom_kills));
             if running.is_err() {
                 // Out of file descriptors: without the socket nobody could stop it in order.
                 let _ = killpg(group, Signal::SIGKILL);
@@ -141,7 +142,7 @@ impl TrainerHandle {
             reported,
             end: status.context("cannot wait for the trainer")?.into(),
             killed_because: self.lock().killed_because.clone(),
-            oom_kills: oom_kill_count().saturating_sub(oom_kills_before),
+            oom_kills: oom_kills.since(oom_kill_count()),
             log,
         };
         Ok(classify(&death))
@@ -208,7 +209,12 @@ fn spawn(start: &Start, log: File) -> anyhow::Result<(Child, UnixStream)> {
 }
 
 /// Passes on what the trainer says until it says no more; returns its last word.
-fn listen(key: &RankKey, socket: &UnixStream, inputs: &Sender<Input>) -> Option<TrainerExit> {
+fn listen(
+    key: &RankKey,
+    socket: &UnixStream,
+    inputs: &Sender<Input>,
+    oom_kills: &mut OomBaseline,
+) -> Option<TrainerExit> {
     let mut from = BufReader::new(socket);
     let mut last_word = None;
     loop {
@@ -222,6 +228,7 @@ fn listen(key: &RankKey, socket: &UnixStream, inputs: &Sender<Input>) -> Option<
                 return last_word;
             }
         };
+        oom_kills.refresh(Instant::now(), oom_kill_count);
         if message.dropped_step_records > 0 {
             send(inputs, Input::Dropped(key.clone(), message.dropped_step_records));
         }
