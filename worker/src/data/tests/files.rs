@@ -84,9 +84,10 @@ fn every_complaint_names_the_byte_and_what_was_expected() {
         (&idx(&[0, 2, 3], &[]), "byte 4: expected dimension 0 to be at least 1, found 0"),
         (&idx(&[1, 2, 3, 4], &[0; 24]), "byte 16: expected 3 channels as the last dimension, found 4"),
         (
-            &idx(&[u32::MAX, u32::MAX, u32::MAX], &[]),
-            "byte 4: expected at most 1048576 bytes of elements, found dimensions 4294967295 x 4294967295 x 4294967295",
+            &idx(&[u32::MAX, 16_384, 16_384], &[]),
+            "byte 4: expected at most 1048576 bytes of elements, found dimensions 4294967295 x 16384 x 16384",
         ),
+        (&idx(&[1, 1, 1 << 20], &[]), "byte 12: expected dimension 2 to be at most 16384, found 1048576"),
     ];
     for (bytes, expected) in cases {
         assert_eq!(complaint(bytes, &[3, 4]), *expected);
