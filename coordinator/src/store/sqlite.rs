@@ -1,5 +1,6 @@
 //! The embedded store: one SQLite file, write-ahead log, full sync.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use anybit_shared::ids::{BitWidth, Generation, JobId};
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Row, Sqlite, SqliteConnection};
 
 use super::queries as sql;
 use super::{
@@ -47,14 +49,59 @@ impl SqliteStore {
     }
 }
 
+/// A write transaction. Unless it commits, its connection is closed: after an error (a full disk,
+/// say) SQLite may have ended the transaction by itself, and a connection that is wrong about
+/// that would take later writes and never commit them.
+struct Writing {
+    connection: PoolConnection<Sqlite>,
+    committed: bool,
+}
+
+impl Writing {
+    async fn begin(writer: &SqlitePool) -> Result<Self, StoreError> {
+        let mut this = Self { connection: writer.acquire().await?, committed: false };
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut *this).await?;
+        Ok(this)
+    }
+
+    async fn commit(mut self) -> Result<(), StoreError> {
+        sqlx::query("COMMIT").execute(&mut *self).await?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Deref for Writing {
+    type Target = SqliteConnection;
+    fn deref(&self) -> &SqliteConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Writing {
+    fn deref_mut(&mut self) -> &mut SqliteConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if !self.committed {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn submit(&self, job: &Job, idempotency_key: Option<&str>) -> Result<Submission, StoreError> {
-        let mut tx = self.writer.begin().await?;
+        let mut tx = Writing::begin(&self.writer).await?;
         if let Some(key) = idempotency_key
             && let Some(row) = sqlx::query(sql::JOB_BY_KEY).bind(key).fetch_optional(&mut *tx).await?
         {
-            return submission(&row, job);
+            let submission = submission(&row, job)?;
+            tx.commit().await?;
+            return Ok(submission);
         }
         let info = &job.info;
         sqlx::query(sql::INSERT_JOB)
@@ -82,7 +129,7 @@ impl Store for SqliteStore {
     }
 
     async fn commit(&self, job: &Job, path: &[Step], now: Now) -> Result<(), StoreError> {
-        let mut tx = self.writer.begin().await?;
+        let mut tx = Writing::begin(&self.writer).await?;
         let id = job.info.id.as_str();
         sqlx::query(sql::UPDATE_JOB)
             .bind(id)
@@ -148,7 +195,7 @@ impl Store for SqliteStore {
     }
 
     async fn put_metrics(&self, batch: &MetricBatch) -> Result<u64, StoreError> {
-        let mut tx = self.writer.begin().await?;
+        let mut tx = Writing::begin(&self.writer).await?;
         let before: i64 = sqlx::query(sql::REVISION).fetch_one(&mut *tx).await?.try_get("value")?;
         let mut revision = before;
         for row in &batch.rows {
@@ -240,7 +287,7 @@ fn submission(made: &SqliteRow, job: &Job) -> Result<Submission, StoreError> {
 
 /// True when the record is new or replaces one of an earlier generation.
 async fn put_metric(
-    tx: &mut Transaction<'_, Sqlite>,
+    tx: &mut SqliteConnection,
     job: &JobId,
     row: &MetricRow,
     revision: i64,
@@ -252,7 +299,7 @@ async fn put_metric(
             .bind(row.generation.0)
             .bind(ordinal)
             .bind(&row.payload[..])
-            .execute(&mut **tx)
+            .execute(&mut *tx)
             .await?;
     }
     let put = sqlx::query(sql::PUT_METRIC)
@@ -262,18 +309,18 @@ async fn put_metric(
         .bind(row.generation.0)
         .bind(revision)
         .bind(&row.payload[..])
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     Ok(put.rows_affected() > 0)
 }
 
 /// Counts a message's dropped records once.
-async fn count_dropped(tx: &mut Transaction<'_, Sqlite>, batch: &MetricBatch) -> Result<(), StoreError> {
+async fn count_dropped(tx: &mut SqliteConnection, batch: &MetricBatch) -> Result<(), StoreError> {
     if let Some(delivery) = &batch.delivery {
         let counted = sqlx::query(sql::COUNT_DELIVERY)
             .bind(delivery.incarnation.as_str())
             .bind(to_db(delivery.sequence)?)
-            .execute(&mut **tx)
+            .execute(&mut *tx)
             .await?;
         if counted.rows_affected() == 0 {
             return Ok(());
@@ -283,7 +330,7 @@ async fn count_dropped(tx: &mut Transaction<'_, Sqlite>, batch: &MetricBatch) ->
         sqlx::query(sql::ADD_DROPPED)
             .bind(batch.job.as_str())
             .bind(to_db(batch.dropped_step_records)?)
-            .execute(&mut **tx)
+            .execute(&mut *tx)
             .await?;
     }
     Ok(())
@@ -357,4 +404,30 @@ fn to_db(value: u64) -> Result<i64, StoreError> {
 
 fn from_db(what: &'static str, value: i64) -> Result<u64, StoreError> {
     u64::try_from(value).map_err(|_| StoreError::Damaged { what, detail: value.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::suite::job;
+
+    /// A full disk, which SQLite shows as it does a database at its page limit.
+    #[tokio::test]
+    async fn what_follows_a_full_disk_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let store = SqliteStore::open(&path).await.unwrap();
+        store.submit(&job("before"), None).await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 1").execute(&store.writer).await.unwrap(); // at least the present size
+        let mut failed = false;
+        for i in 0..500 {
+            failed |= store.submit(&job(&format!("job-{i}")), None).await.is_err();
+        }
+        assert!(failed, "the limit was never met");
+        store.submit(&job("after"), None).await.unwrap();
+        drop(store);
+        let again = SqliteStore::open(&path).await.unwrap();
+        assert!(again.job(&job("before").info.id).await.unwrap().is_some());
+        assert!(again.job(&job("after").info.id).await.unwrap().is_some(), "an acknowledged write is gone");
+    }
 }

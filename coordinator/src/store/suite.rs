@@ -55,7 +55,7 @@ fn id(text: &str) -> JobId {
     JobId::new(text).unwrap()
 }
 
-fn job(name: &str) -> Job {
+pub(super) fn job(name: &str) -> Job {
     Job::new(JobInfo {
         id: id(name),
         name: "digits".to_owned(),
