@@ -95,6 +95,8 @@ struct Member {
     liveness: Liveness,
     seen: LastSeen,
     link: Option<Link>,
+    /// It is ending and takes no more ranks.
+    draining: bool,
     /// Generations that it must let go of, with the ranks it still runs.
     stale: BTreeMap<(JobId, Generation), u32>,
     /// Lives that are over: another agent took the worker id.
@@ -151,6 +153,7 @@ impl Members {
             liveness: Liveness::Alive,
             seen: link.seen.clone(),
             link: Some(link),
+            draining: false,
             stale: BTreeMap::new(),
             retired,
         };
@@ -235,6 +238,15 @@ impl Members {
         }
     }
 
+    /// This life of a worker takes no more ranks.
+    pub(super) fn drain(&mut self, worker: &WorkerId, incarnation: &WorkerIncarnation) {
+        if let Some(member) = self.members.get_mut(worker)
+            && member.incarnation == *incarnation
+        {
+            member.draining = true;
+        }
+    }
+
     /// What living workers can take, given what jobs hold of them.
     pub(super) fn capacities(&self, held: &BTreeMap<WorkerId, Vec<HeldRank>>) -> Vec<Capacity> {
         let alive = self.members.iter().filter(|(_, member)| member.liveness == Liveness::Alive);
@@ -242,6 +254,7 @@ impl Members {
             worker: worker.clone(),
             slots: member.slots,
             free: match &member.link {
+                Some(_) if member.draining => 0,
                 Some(_) => member.slots.saturating_sub(used(member, held.get(worker))),
                 None => 0,
             },

@@ -121,6 +121,8 @@ pub enum Created {
 /// What an agent says that must last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentMessage {
+    /// The agent is ending: it gets no more ranks in this life.
+    Draining,
     /// Something happened to a generation.
     Report {
         /// Of which job.

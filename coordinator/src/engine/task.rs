@@ -266,6 +266,11 @@ impl Engine {
             return Err(EngineError::AttachRefused(reason));
         }
         match message {
+            AgentMessage::Draining => {
+                tracing::info!(%worker, "ends in order: it gets no more ranks");
+                self.members.drain(worker, incarnation);
+                Ok(())
+            }
             AgentMessage::Report { job, generation, report } => {
                 if report == Report::Stopped {
                     self.members.released(worker, &job, generation);

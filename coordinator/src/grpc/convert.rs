@@ -211,6 +211,7 @@ pub(super) fn report(message: attach_request::Message) -> Result<AgentMessage, A
             (exited.job_id, exited.generation, report)
         }
         Said::GenerationStopped(stopped) => (stopped.job_id, stopped.generation, Report::Stopped),
+        Said::Draining(_) => return Ok(AgentMessage::Draining),
         Said::Hello(_) | Said::Heartbeat(_) | Said::Metrics(_) | Said::Log(_) => {
             return Err(ApiError::invalid("the message is no report of a generation"));
         }

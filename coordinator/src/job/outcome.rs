@@ -15,6 +15,8 @@ pub(super) enum Verdict {
     Failed(String),
     /// Another generation, with the cause of the last one's end.
     Restart(String),
+    /// Another generation that does not count as a restart: the last one was stopped in order.
+    PlaceAgain(String),
 }
 
 /// Decides from the collected endings; called when no process of the generation is left.
@@ -31,6 +33,9 @@ pub(super) fn verdict(job: &Job, run: &Run) -> Verdict {
     let cause = describe(root, run);
     if blame(root.kind) == Blame::Spec {
         return Verdict::Failed(cause);
+    }
+    if stopped_in_order(run) {
+        return Verdict::PlaceAgain(cause);
     }
     if job.restarts >= job.info.max_restarts {
         let max = job.info.max_restarts;
@@ -50,17 +55,19 @@ pub(super) fn cause_so_far(run: &Run) -> Option<String> {
     root_cause(run).map(|root| describe(root, run))
 }
 
+/// True when ranks ended in order only: their agent was told to stop, and it is nobody's fault.
+fn stopped_in_order(run: &Run) -> bool {
+    let nobody = |ending: &Ending| blame(ending.kind) == Blame::Nobody;
+    !run.endings.is_empty() && run.endings.iter().all(nobody)
+}
+
 /// What the ranks left of an ending generation get: time for a checkpoint where a person asked for
 /// the stop, or where one rank was stopped in order and the others may still be writing; none
 /// where a rank was lost, since the others only wait for it.
 pub(super) fn stop_grace(job: &Job, rules: &Rules) -> Duration {
-    let blameless = |run: &Run| {
-        let nobody = |ending: &Ending| blame(ending.kind) == Blame::Nobody;
-        !run.endings.is_empty() && run.endings.iter().all(nobody)
-    };
     match job.intent {
         Intent::Cancel => rules.cancel_grace,
-        Intent::Train if job.run.as_ref().is_some_and(blameless) => rules.cancel_grace,
+        Intent::Train if job.run.as_ref().is_some_and(stopped_in_order) => rules.cancel_grace,
         Intent::Train => Duration::ZERO,
     }
 }

@@ -210,6 +210,23 @@ fn cancelling() {
 }
 
 #[test]
+fn a_stop_in_order_is_not_counted_as_a_restart() {
+    let mut story = Story::running(2, 0);
+    story.exit(1, EndKind::Stopped);
+    story.exit(0, EndKind::Stopped);
+    story.stopped(0);
+    story.stopped(1);
+    assert_eq!((story.job.state, story.job.restarts), (JobState::Queued, 0), "{}", story.job.reason);
+
+    let mut story = Story::running(2, 0);
+    story.exit(1, EndKind::Killed);
+    story.exit(0, EndKind::Stopped);
+    story.stopped(0);
+    story.stopped(1);
+    assert_eq!(story.job.state, JobState::Failed, "one of them was lost");
+}
+
+#[test]
 fn a_cancel_that_comes_during_a_restart_holds() {
     let mut story = Story::running(1, 5);
     story.exit(0, EndKind::Killed);

@@ -270,13 +270,16 @@ impl Next<'_> {
             Verdict::Succeeded => self.end(JobState::Succeeded, "trained to the end".to_owned()),
             Verdict::Cancelled => self.end(JobState::Cancelled, "cancelled".to_owned()),
             Verdict::Failed(reason) => self.end(JobState::Failed, reason),
-            Verdict::Restart(cause) => self.restart(cause),
+            Verdict::Restart(cause) => {
+                self.job.restarts += 1;
+                self.place_again(cause);
+            }
+            Verdict::PlaceAgain(cause) => self.place_again(cause),
         }
     }
 
-    fn restart(&mut self, cause: String) {
+    fn place_again(&mut self, cause: String) {
         let progress = self.job.run.take().map(|run| run.progress);
-        self.job.restarts += 1;
         self.job.fruitless = match progress {
             Some(Progress::Made) => 0,
             _ => self.job.fruitless.saturating_add(1),
