@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
-    #[error("cannot read settings file {}: {source}", path.display())]
+    #[error("cannot read settings file {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

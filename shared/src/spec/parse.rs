@@ -181,6 +181,15 @@ fn accept(
         Some(section) => format!("{}.{}", bare(section), bare(leaf)),
         None => bare(leaf),
     };
+    if section.is_none() && schema::SECTIONS.contains(&leaf) {
+        let inner = schema::KEYS
+            .iter()
+            .map(|key| key.name)
+            .find(|key| key.split_once('.').is_some_and(|(table, _)| table == leaf));
+        let example = inner.map(|key| format!(", for example {key}")).unwrap_or_default();
+        problems.push(Problem::new(name, line, format!("{leaf} is a table: set one of its keys{example}")));
+        return;
+    }
     let Some(key) = schema::find(&name) else {
         let message = format!("unknown key {name}: {}", suggest::for_key(section, leaf));
         problems.push(Problem::new(name, line, message));

@@ -16,6 +16,13 @@ fn with(pairs: &[(&str, &str)]) -> Result<JobSpec, SpecError> {
 }
 
 #[test]
+fn a_table_set_as_a_value_names_a_key_of_it() {
+    let set = [("model".to_owned(), "3".to_owned())];
+    let error = JobSpec::from_toml_with("extends = \"digits\"", &set).unwrap_err().to_string();
+    assert_eq!(error, "model is a table: set one of its keys, for example model.name");
+}
+
+#[test]
 fn every_preset_resolves_under_its_own_name() {
     for name in preset::names() {
         let spec = JobSpec::from_toml(preset::text(name).expect("listed")).expect(name);
