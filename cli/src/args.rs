@@ -3,19 +3,46 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::model::JobState;
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the job failed or was cancelled, a check failed, or something unforeseen went wrong
+  2    the command line, or what it names, is wrong
+  3    the coordinator cannot be reached
+  4    there is no such job or preset
+  5    the job spec is not valid
+  130  interrupted with Ctrl-C";
+
 /// Train one network for many bit-widths, as a service.
 #[derive(Parser)]
 #[command(name = "anybit", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7420";
+
+impl Cli {
+    /// Reads the command line, or ends the process with help or a complaint.
+    pub(crate) fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let from_environment = matches.value_source("coordinator") == Some(ValueSource::EnvVariable);
+        if from_environment && cli.global.coordinator.is_empty() {
+            DEFAULT_COORDINATOR.clone_into(&mut cli.global.coordinator);
+        }
+        cli
+    }
 }
 
 #[derive(Args, Clone)]
@@ -26,11 +53,11 @@ pub(crate) struct Global {
         global = true,
         env = "ANYBIT_COORDINATOR",
         value_name = "URL",
-        default_value = "http://127.0.0.1:7420"
+        default_value = DEFAULT_COORDINATOR
     )]
     pub(crate) coordinator: String,
     /// Allow an unencrypted connection to another machine
-    #[arg(long, global = true, env = "ANYBIT_INSECURE")]
+    #[arg(long, global = true, env = "ANYBIT_INSECURE", value_parser = switch)]
     pub(crate) insecure: bool,
     /// Form of the data on standard output
     #[arg(short, long, global = true, value_enum, default_value_t)]
@@ -79,6 +106,10 @@ pub(crate) enum Command {
         id: String,
     },
     /// Follow a job to its end; Ctrl-C detaches and the job goes on
+    ///
+    /// The figures left are of the last training step, those right of the last evaluation. With
+    /// distillation the training loss of a narrower width is measured against a wider width's
+    /// output, not against the labels: it is not comparable with the test loss.
     Watch {
         /// The job's id, or a unique beginning of it
         id: String,
@@ -129,7 +160,8 @@ pub(crate) struct SpecArgs {
     /// A built-in spec instead of a file (see `anybit presets`)
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// Set a key of the spec, as in train.epochs=5 (repeatable)
+    /// Set a key of the spec, as in train.epochs=5 (repeatable); train.steps replaces the epochs
+    /// of the file or preset, and train.epochs its steps
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) set: Vec<(String, String)>,
     /// The job's name
@@ -157,10 +189,10 @@ pub(crate) struct MetricsArgs {
     /// The job's id, or a unique beginning of it
     pub(crate) id: String,
     /// Draw the curves
-    #[arg(long, conflicts_with_all = ["csv", "follow", "output"])]
+    #[arg(long, conflicts_with_all = ["csv", "follow"])]
     pub(crate) plot: bool,
     /// One row per record and width
-    #[arg(long, conflicts_with = "output")]
+    #[arg(long)]
     pub(crate) csv: bool,
     /// Leave training steps out
     #[arg(long)]
@@ -196,7 +228,8 @@ pub(crate) struct LocalArgs {
     /// Ranks that each worker can hold
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) slots: u32,
-    /// Folder that jobs may read data from (repeatable) [default: the current folder, and /]
+    /// Folder that jobs may read data from (repeatable) [default: the current folder,
+    /// the nearest folder above this program that contains presets/data, and /]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_root: Vec<PathBuf>,
     /// Threads per rank [default: cores / ranks]
@@ -230,6 +263,15 @@ pub(crate) struct RunArgs {
     pub(crate) state_dir: Option<PathBuf>,
 }
 
+/// A switch's environment variable; set and empty counts as unset.
+fn switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("write 1, true or yes; or 0, false or no".to_owned()),
+    }
+}
+
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
@@ -239,13 +281,17 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn switches_take_the_usual_words() {
+        assert_eq!(["1", "true", "YES", "0", ""].map(switch), [true, true, true, false, false].map(Ok));
+        assert!(switch("maybe").is_err());
     }
 
     #[test]

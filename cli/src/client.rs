@@ -260,6 +260,12 @@ fn check_url(url: &str, insecure: bool) -> Result<Uri, Failure> {
         Some("https") => return Err(usage("asks for TLS, which this version cannot do: write http://")),
         _ => return Err(usage("is not a URL: write http://HOST:PORT, as in http://127.0.0.1:7420")),
     }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(usage("has a user name, which a coordinator does not ask for: write http://HOST:PORT"));
+    }
+    if uri.path().len() > 1 || uri.query().is_some() {
+        return Err(usage("has more than a host and a port: write http://HOST:PORT"));
+    }
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if !local && !insecure {
@@ -329,6 +335,18 @@ mod tests {
         for url in ["", "127.0.0.1:7420", "https://localhost:1", "ftp://localhost", "http://"] {
             assert!(check_url(url, true).is_err(), "{url}");
         }
+        for url in [
+            "http://localhost:1/x",
+            "http://me@localhost:1",
+            "http://me:x@localhost:1",
+            "http://localhost:1/?a",
+        ] {
+            assert!(
+                check_url(url, true).is_err_and(|error| error.to_string().contains("http://HOST")),
+                "{url}"
+            );
+        }
+        assert!(check_url("http://localhost:1/", false).is_ok());
     }
 
     #[test]

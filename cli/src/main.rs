@@ -23,14 +23,14 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use crate::args::{Cli, Command};
 use crate::client::Client;
 use crate::error::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     out::set_colors(cli.global.color);
     // One thread: children are spawned from it, and live no longer than it does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -94,6 +94,13 @@ pub(crate) struct Job {
     pub(crate) spec_toml: String,
 }
 
+impl Job {
+    /// The reason, where it says more than the state does.
+    pub(crate) fn reason_beyond_state(&self) -> &str {
+        Some(self.reason.trim()).filter(|reason| *reason != self.state.as_str()).unwrap_or_default()
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Progress {
     pub(crate) step: u64,

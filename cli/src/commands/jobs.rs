@@ -28,7 +28,11 @@ fn jobs_table(jobs: &[Job], now_unix_ms: i64) -> Table {
             job.id.chars().take(short).collect(),
             out::one_line(&job.name),
             text::state(job.state),
-            format!("{}/{}", job.progress.step, job.progress.total_steps),
+            match &job.progress {
+                // It never began.
+                progress if progress.total_steps == 0 => "-".to_owned(),
+                progress => format!("{}/{}", progress.step, progress.total_steps),
+            },
             job.evaluation.as_ref().map_or_else(|| "-".to_owned(), |last| text::top1s(&last.widths)),
             text::age(job.created_unix_ms, now_unix_ms),
         ]);
@@ -47,7 +51,7 @@ fn describe(job: &Job) -> String {
     let mut lines: Vec<(&str, String)> =
         vec![("id", job.id.clone()), ("name", out::one_line(&job.name)), ("state", text::state(job.state))];
     let mut add = |key: &'static str, value: String| lines.push((key, value));
-    if !job.reason.is_empty() {
+    if !job.reason_beyond_state().is_empty() {
         add("reason", job.reason.trim().replace('\n', "\n              "));
     }
     add("created", text::time(job.created_unix_ms));
@@ -137,7 +141,8 @@ pub(crate) async fn checkpoints(global: &Global, id: &str) -> Result<(), Failure
     let client = Client::connect(&global.coordinator, global.insecure).await?;
     let checkpoints = client.checkpoints(id).await?;
     if checkpoints.is_empty() && global.output == Format::Table {
-        out::note("no checkpoints yet");
+        let ended = client.job(id).await?.state.is_terminal();
+        out::note(if ended { "no checkpoints" } else { "no checkpoints yet" });
         return Ok(());
     }
     let now = text::now_unix_ms();

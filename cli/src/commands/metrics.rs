@@ -1,7 +1,5 @@
 //! `anybit metrics`.
 
-use std::io::IsTerminal;
-
 use crate::args::{Format, Global, MetricsArgs};
 use crate::client::{Backoff, Client, MetricsQuery};
 use crate::error::Failure;
@@ -28,6 +26,10 @@ struct Writer {
 }
 
 pub(crate) async fn metrics(global: &Global, args: &MetricsArgs) -> Result<(), Failure> {
+    if global.output == Format::Json && (args.plot || args.csv) {
+        let flag = if args.plot { "--plot" } else { "--csv" };
+        return Err(Failure::Usage(format!("{flag} and -o json exclude each other: leave one out")));
+    }
     let client = Client::connect(&global.coordinator, global.insecure).await?;
     if args.plot {
         return plot(&client, args).await;
@@ -42,7 +44,8 @@ pub(crate) async fn metrics(global: &Global, args: &MetricsArgs) -> Result<(), F
     if !args.follow {
         read(&client, args, &mut revision, |stored| writer.write(stored)).await?;
         if !writer.begun && global.output == Format::Table {
-            out::note("no records yet");
+            let ended = client.job(&args.id).await?.state.is_terminal();
+            out::note(if ended { "no records" } else { "no records yet" });
         }
         return Ok(());
     }
@@ -168,8 +171,7 @@ async fn plot(client: &Client, args: &MetricsArgs) -> Result<(), Failure> {
         out::note("nothing to draw yet: a curve needs two points");
         return Ok(());
     }
-    let gap = if std::io::stdout().is_terminal() { "\n" } else { "" };
-    out::print(charts.join(gap))
+    out::print(charts.join("\n"))
 }
 
 /// Step records are many and noisy: means over equal runs of them.

@@ -9,13 +9,13 @@ use anyhow::Context;
 use uuid::Uuid;
 
 use crate::args::{Format, Global, LocalArgs, RunArgs};
-use crate::client::LogsQuery;
+use crate::client::{Client, LogsQuery};
 use crate::commands::submit::submit_once;
 use crate::error::Failure;
 use crate::local::{Cluster, Plan};
 use crate::loglines::LogLines;
 use crate::model::{Job, JobState};
-use crate::results::Results;
+use crate::results::{self, Results};
 use crate::signals::Signals;
 use crate::watch::{self, View};
 use crate::{out, spec, text};
@@ -27,6 +27,10 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let spec = spec::resolve(&args.spec)?;
     check_room(&spec, &args.local)?;
+    if let Some(path) = &args.report {
+        check_report(path)?;
+    }
+    let fresh = args.state_dir.is_none();
     let state_dir = match args.state_dir {
         Some(folder) => folder,
         None => new_state_dir(Path::new(".anybit"))?,
@@ -35,7 +39,7 @@ pub(crate) async fn run(global: &Global, args: RunArgs) -> Result<(), Failure> {
     let mut signals = Signals::all()?;
     out::note(format_args!("starting a coordinator and its workers in {}", state_dir.display()));
     let mut cluster = Cluster::launch(plan)?;
-    let outcome = job(global.output, &spec, &mut cluster, &mut signals).await;
+    let outcome = job(global.output, &spec, fresh, &mut cluster, &mut signals).await;
     let seconds = started.elapsed().as_secs_f64();
     if matches!(outcome, Err(Failure::Interrupted)) {
         out::note(format_args!(
@@ -73,6 +77,36 @@ fn check_room(spec: &JobSpec, local: &LocalArgs) -> Result<(), Failure> {
     )))
 }
 
+/// A report that cannot be written would be known only after the training.
+fn check_report(path: &Path) -> Result<(), Failure> {
+    let folder = results::folder_of(path);
+    if !folder.is_dir() {
+        let (path, folder) = (path.display(), folder.display());
+        return Err(Failure::Usage(format!("--report {path}: there is no folder {folder}, make it first")));
+    }
+    if path.is_dir() {
+        return Err(Failure::Usage(format!("--report {} is a folder: name a file", path.display())));
+    }
+    Ok(())
+}
+
+/// Jobs that a state folder's coordinator has still to do would take the workers first.
+async fn check_idle(client: &Client, state_dir: &Path) -> Result<(), Failure> {
+    const UNFINISHED: [JobState; 4] =
+        [JobState::Queued, JobState::Starting, JobState::Running, JobState::Stopping];
+    let jobs = client.jobs(2, &UNFINISHED).await?;
+    let Some(job) = jobs.first() else { return Ok(()) };
+    let others = if jobs.len() > 1 { " and others" } else { "" };
+    Err(Failure::Usage(format!(
+        "the state folder {dir} has unfinished jobs: {name} {id} ({state}){others}; give another --state-dir, \
+         or finish what is there with `anybit up --state-dir {dir}`",
+        dir = state_dir.display(),
+        name = out::one_line(&job.name),
+        id = job.id,
+        state = job.state.as_str(),
+    )))
+}
+
 /// `ROOT/run-20260102-030405`, or with a number behind it.
 fn new_state_dir(root: &Path) -> Result<PathBuf, Failure> {
     let time: String =
@@ -96,12 +130,17 @@ fn new_state_dir(root: &Path) -> Result<PathBuf, Failure> {
 async fn job(
     format: Format,
     spec: &JobSpec,
+    fresh: bool,
     cluster: &mut Cluster,
     signals: &mut Signals,
 ) -> Result<Job, Failure> {
     let submitted = async {
+        let client = cluster.coordinator_ready().await?;
+        if !fresh {
+            // Before there are workers to go on with them.
+            check_idle(&client, cluster.state_dir()).await?;
+        }
         cluster.ready().await?;
-        let client = cluster.client()?;
         let (job, _) = submit_once(&client, &spec.to_toml(), &Uuid::new_v4().to_string()).await?;
         Ok::<_, Failure>((client, job))
     };
@@ -128,7 +167,7 @@ async fn job(
 }
 
 /// What the ranks of the last generation said last.
-async fn show_last_lines(client: &crate::client::Client, job: &Job) -> Result<(), Failure> {
+async fn show_last_lines(client: &Client, job: &Job) -> Result<(), Failure> {
     let generation = (job.generation > 0).then_some(job.generation);
     let query = LogsQuery { generation, last_lines: LAST_LINES, ..LogsQuery::default() };
     let mut feed = client.logs(&job.id, query).await?;

@@ -97,13 +97,11 @@ impl Cluster {
         &self.plan.state_dir
     }
 
-    /// A connection to the coordinator, once ready.
-    pub(crate) fn client(&self) -> Result<Client, Failure> {
-        self.client.clone().ok_or_else(|| anyhow::anyhow!("the coordinator is not ready yet").into())
-    }
-
-    /// Waits for the coordinator, starts the workers, waits until all are attached.
-    pub(crate) async fn ready(&mut self) -> Result<Vec<Place>, Failure> {
+    /// Waits for the coordinator; gives a connection to it.
+    pub(crate) async fn coordinator_ready(&mut self) -> Result<Client, Failure> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
         let client =
             self.wait_for(COORDINATOR_DEADLINE, "the coordinator does not serve", Self::serving).await?;
         let address = self.url.strip_prefix("http://").unwrap_or(&self.url).trim_end_matches('/').to_owned();
@@ -111,7 +109,13 @@ impl Cluster {
             // Started again it must be where the workers know it.
             service.set("--listen", &address);
         }
-        self.client = Some(client);
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Waits for the coordinator, starts the workers, waits until all are attached.
+    pub(crate) async fn ready(&mut self) -> Result<Vec<Place>, Failure> {
+        self.coordinator_ready().await?;
         for number in 1..=self.plan.workers {
             self.workers.start(self.plan.worker(number, &self.url), &self.ended_sender);
         }

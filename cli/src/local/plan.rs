@@ -108,11 +108,14 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))?)
 }
 
-/// As given; else relative paths are sought here, and absolute ones anywhere.
+/// As given; else relative paths are sought here, then where this program's presets have their
+/// data, and absolute ones anywhere.
 fn data_roots(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     if given.is_empty() {
         let here = std::env::current_dir().context("cannot tell the current folder")?;
-        return Ok(vec![here, PathBuf::from("/")]);
+        let own = std::env::current_exe().context("cannot tell where this program lies")?;
+        let presets = home_of_presets(&own).filter(|home| *home != here);
+        return Ok([Some(here), presets, Some(PathBuf::from("/"))].into_iter().flatten().collect());
     }
     for root in given {
         if !root.is_dir() {
@@ -120,4 +123,25 @@ fn data_roots(given: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         }
     }
     given.iter().map(|root| absolute(root)).collect()
+}
+
+/// The nearest folder above the program that holds `presets/data`, so that presets work from anywhere.
+fn home_of_presets(program: &Path) -> Option<PathBuf> {
+    program.ancestors().skip(1).find(|folder| folder.join("presets/data").is_dir()).map(Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_presets_data_is_found_above_the_program() {
+        let folder = tempfile::tempdir().expect("folder");
+        let program = folder.path().join("a/target/release/anybit");
+        assert_eq!(home_of_presets(&program), None);
+        std::fs::create_dir_all(folder.path().join("presets/data")).expect("made");
+        assert_eq!(home_of_presets(&program).as_deref(), Some(folder.path()));
+        std::fs::create_dir_all(folder.path().join("a/presets/data")).expect("made");
+        assert_eq!(home_of_presets(&program), Some(folder.path().join("a")));
+    }
 }

@@ -1,7 +1,7 @@
 //! A job as a progress bar and a line per width, redrawn in place on standard error.
 
 use console::style;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{headline, pace, situation};
 use crate::model::{Job, JobState, WidthFigures};
@@ -12,6 +12,7 @@ use crate::text;
 pub(crate) struct Live {
     screen: MultiProgress,
     lines: Option<Lines>,
+    last: Option<Job>,
 }
 
 struct Lines {
@@ -23,6 +24,7 @@ struct Lines {
 
 impl Live {
     pub(super) fn show(&mut self, job: &Job) {
+        self.last = Some(job.clone());
         let screen = &self.screen;
         let lines = self.lines.get_or_insert_with(|| Lines::new(screen));
         lines.title.set_message(title(job));
@@ -37,9 +39,8 @@ impl Live {
         while lines.widths.len() < bits.len() {
             lines.widths.push(text_line(screen));
         }
-        for (line, &bits) in lines.widths.iter().zip(&bits) {
-            let tested = job.evaluation.as_ref().map(|evaluation| evaluation.widths.as_slice());
-            line.set_message(width_line(bits, &job.training, tested.unwrap_or_default()));
+        for (line, text) in lines.widths.iter().zip(width_lines(job)) {
+            line.set_message(text);
         }
     }
 
@@ -47,8 +48,28 @@ impl Live {
         self.screen.suspend(|| crate::out::note(text));
     }
 
+    /// Puts the last snapshot in the moving lines' place, as lines that stay.
+    pub(super) fn leave(&mut self) {
+        self.clear();
+        let Some(job) = self.last.take() else { return };
+        crate::out::note(title(&job));
+        crate::out::note(format_args!(
+            "step {}/{}  {}",
+            job.progress.step,
+            job.progress.total_steps,
+            pace(&job)
+        ));
+        let widths = width_lines(&job);
+        if !widths.is_empty() {
+            crate::out::note(style(HEAD).for_stderr().dim());
+        }
+        widths.iter().for_each(crate::out::note);
+    }
+
     pub(super) fn clear(&mut self) {
         let _ = self.screen.clear();
+        // Dropped lines draw themselves once more, below what is written from here on.
+        self.screen.set_draw_target(ProgressDrawTarget::hidden());
     }
 }
 
@@ -56,7 +77,7 @@ impl Lines {
     fn new(screen: &MultiProgress) -> Self {
         let title = text_line(screen);
         let bar = screen.add(ProgressBar::new(0));
-        if let Ok(template) = ProgressStyle::with_template("{wide_bar:.cyan/dim} {pos}/{len}  {msg}") {
+        if let Ok(template) = ProgressStyle::with_template("{wide_bar:.cyan/dim} step {pos}/{len}  {msg}") {
             bar.set_style(template.progress_chars("━━─"));
         }
         Self { title, bar, head: text_line(screen), widths: Vec::new() }
@@ -85,6 +106,11 @@ fn title(job: &Job) -> String {
 
 fn bits(job: &Job) -> Vec<u32> {
     if job.bits.is_empty() { job.training.iter().map(|width| width.bits).collect() } else { job.bits.clone() }
+}
+
+fn width_lines(job: &Job) -> Vec<String> {
+    let tested = job.evaluation.as_ref().map(|last| last.widths.as_slice()).unwrap_or_default();
+    bits(job).into_iter().map(|bits| width_line(bits, &job.training, tested)).collect()
 }
 
 const HEAD: &str = "  bits   train loss   top-1 %     test loss   top-1 %";

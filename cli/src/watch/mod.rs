@@ -62,6 +62,13 @@ impl View {
         }
     }
 
+    /// Leaves the moving part on the screen, and moves it no more.
+    fn leave(&mut self) {
+        if let Self::Live(live) = self {
+            live.leave();
+        }
+    }
+
     /// Takes the moving part off the screen.
     pub(crate) fn close(&mut self) {
         if let Self::Live(live) = self {
@@ -79,7 +86,11 @@ pub(crate) async fn follow(
     signals: &mut Signals,
 ) -> Result<Job, Failure> {
     let ended = follow_open(client, id, view, notes, signals).await;
-    view.close();
+    match &ended {
+        // What is known when the looking ends stays to be looked at.
+        Err(Failure::Interrupted) => view.leave(),
+        _ => view.close(),
+    }
     if let (View::Live(_), Ok(job)) = (&view, &ended) {
         out::note(format_args!("{}  {}", headline(job), job.state.as_str()));
     }
@@ -175,7 +186,10 @@ fn conclude(job: &Job, format: Format) -> Result<(), Failure> {
 
 /// Whether the job ended well.
 pub(crate) fn verdict(job: &Job) -> Result<(), Failure> {
-    let reason = if job.reason.is_empty() { String::new() } else { format!(": {}", job.reason.trim()) };
+    let reason = match job.reason_beyond_state() {
+        "" => String::new(),
+        reason => format!(": {reason}"),
+    };
     match job.state {
         JobState::Succeeded => Ok(()),
         JobState::Cancelled => Err(Failure::JobFailed(format!("job {} was cancelled{reason}", job.id))),
@@ -190,7 +204,7 @@ fn headline(job: &Job) -> String {
 
 /// What there is to say of the state: where it runs, or why it does not.
 fn situation(job: &Job) -> String {
-    let reason = out::one_line(&job.reason);
+    let reason = out::one_line(job.reason_beyond_state());
     if !matches!(job.state, JobState::Running | JobState::Starting) {
         return reason;
     }
@@ -269,6 +283,9 @@ mod tests {
         assert_eq!(verdict(&job).expect_err("failed").to_string(), "job 0198-job failed: out of memory");
         job.state = JobState::Cancelled;
         assert!(verdict(&job).is_err());
+        job.reason = "cancelled".to_owned();
+        assert_eq!(verdict(&job).expect_err("cancelled").to_string(), "job 0198-job was cancelled");
+        assert_eq!(situation(&job), "");
         job.state = JobState::Succeeded;
         assert!(verdict(&job).is_ok());
     }

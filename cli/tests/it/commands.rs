@@ -46,9 +46,21 @@ async fn a_wrong_command_line_is_exit_code_2() {
         vec!["up", "--listen", "0.0.0.0:0"],
         vec!["metrics", "x", "--plot", "--follow"],
         vec!["metrics", "x", "--csv", "-o", "json"],
+        vec!["metrics", "x", "--plot", "-o", "json"],
+        vec!["jobs", "--coordinator", ""],
     ] {
         let done = run(NOBODY, &args).await;
         assert_eq!((done.code, done.out.as_str()), (2, ""), "{args:?}: {}", done.err);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_counts_as_unset_and_a_switch_takes_words() {
+    let done = run("", &["presets"]).await;
+    assert_eq!(done.code, 0, "{}", done.err);
+    for (value, code) in [("1", 0), ("yes", 0), ("", 0), ("maybe", 2)] {
+        let output = anybit(NOBODY).args(["presets"]).env("ANYBIT_INSECURE", value).output().await;
+        assert_eq!(output.expect("started").status.code(), Some(code), "{value:?}");
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Memory {
     pub(crate) lose_answers: u32,
     /// Streams that break after their first message.
     pub(crate) break_streams: u32,
+    /// No job is listed.
+    pub(crate) idle: bool,
     workers: BTreeMap<String, v1::Worker>,
 }
 
@@ -214,6 +216,9 @@ impl JobService for Fake {
     async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Reply<v1::ListJobsResponse> {
         // Two pages, to see that both are asked for.
         let request = request.into_inner();
+        if self.memory().idle {
+            return Ok(Response::new(v1::ListJobsResponse::default()));
+        }
         let (ids, next) = match request.page_token.as_str() {
             "" => (vec!["job-live", "job-queued"], "2"),
             _ => (vec!["job-ok", "job-bad"], ""),

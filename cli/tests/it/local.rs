@@ -35,7 +35,9 @@ async fn fake_service() {
         "serve" => {
             let listen: SocketAddr = value("--listen").parse().expect("an address");
             assert!(!value("--data-dir").is_empty());
-            let (url, served) = Fake::default().listen(listen).await.expect("a free port");
+            let fake = Fake::default();
+            fake.memory().idle = std::env::var_os("ANYBIT_FAKE_BUSY").is_none();
+            let (url, served) = fake.listen(listen).await.expect("a free port");
             std::fs::write(value("--address-file"), url).expect("written");
             served.await;
         }
@@ -260,6 +262,7 @@ async fn a_missing_program_is_named() {
 #[tokio::test]
 async fn run_goes_from_nothing_to_a_report() {
     let home = Home::new();
+    std::fs::create_dir(home.path().join("out")).expect("made");
     let args = ["run", "--preset", "digits", "--workers", "2", "--report", "out/demo.json"];
     let done = home.run(&args).await;
     assert_eq!(done.code, 0, "{}", done.err);
@@ -325,6 +328,29 @@ async fn run_refuses_a_job_that_its_workers_cannot_hold() {
         "{}",
         done.err
     );
+}
+
+#[tokio::test]
+async fn run_refuses_a_state_folder_with_unfinished_jobs() {
+    let home = Home::new();
+    let args = ["run", "--preset", "digits", "--workers", "2", "--state-dir", "state"];
+    let output = home.command(&args).env("ANYBIT_FAKE_BUSY", "1").output();
+    let done = Done::from(tokio::time::timeout(LONG, output).await.expect("in time").expect("started"));
+    assert_eq!((done.code, done.out.as_str()), (2, ""), "{}", done.err);
+    assert!(done.err.contains("unfinished jobs: digits job-live (running) and others;"), "{}", done.err);
+    assert!(done.err.contains("`anybit up --state-dir "), "{}", done.err);
+    assert!(!home.state().join("worker-1.log").exists(), "no worker took the job up");
+    no_process_of(&home).await;
+}
+
+#[tokio::test]
+async fn run_refuses_a_report_without_a_folder_before_anything_starts() {
+    let home = Home::new();
+    let args = ["run", "--preset", "digits", "--workers", "2", "--report", "out/demo.json"];
+    let done = home.run(&args).await;
+    assert_eq!(done.code, 2, "{}", done.err);
+    assert!(done.err.contains("there is no folder out"), "{}", done.err);
+    assert!(!home.path().join(".anybit").exists() && !home.path().join("out").exists());
 }
 
 /// Every process whose command line or environment names the folder is gone.
