@@ -59,11 +59,21 @@ pub struct BenchOptions {
 
 /// Times the joint step; returns the JSON line.
 pub fn run(options: &BenchOptions) -> anyhow::Result<String> {
-    let mut bits =
+    time(options).map_err(|error| anyhow::anyhow!(without_trace(&error)))
+}
+
+/// The causes, each without the C++ stack trace that libtorch puts behind its first line.
+fn without_trace(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let first_lines: Vec<&str> = causes.iter().filter_map(|cause| cause.lines().next()).collect();
+    first_lines.join(": ")
+}
+
+fn time(options: &BenchOptions) -> anyhow::Result<String> {
+    let bits =
         options.bits.iter().map(|b| BitWidth::new(*b)).collect::<Result<Vec<_>, _>>().context("--bits")?;
-    bits.sort_unstable();
-    bits.dedup();
     ensure!(!bits.is_empty(), "--bits is empty: name at least one width");
+    ensure!(bits.is_sorted_by(|a, b| a < b), "--bits must be ascending, each width once");
     let (name, text) = match options.model {
         Network::Resnet20 => (ModelName::Resnet20, "resnet20"),
         Network::Resnet50 => (ModelName::Resnet50, "resnet50"),
@@ -71,6 +81,9 @@ pub fn run(options: &BenchOptions) -> anyhow::Result<String> {
     };
     if name == ModelName::Cnn8 && options.size != 40 {
         bail!("cnn8 takes images of 40x40: use --size 40");
+    }
+    if name == ModelName::Resnet50 && options.expand.is_some() {
+        bail!("--expand is not for resnet50: leave it out");
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     let threads = options.threads.unwrap_or(cores);
