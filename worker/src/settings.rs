@@ -91,6 +91,13 @@ pub struct AgentSettings {
     /// All ranks must have met within this time; longer than `collective_timeout`.
     #[serde(with = "duration")]
     pub rendezvous_timeout: Duration,
+    /// A trainer that trains and says nothing for this long is killed, and reported as crashed; 0s:
+    /// never. A trainer speaks after every step and every batch of an evaluation, but not while it
+    /// writes a checkpoint or waits for one: longer than the longest of each, and longer than
+    /// `collective_timeout`, or a trainer that waits for a lost peer would be blamed. Until it trains,
+    /// the coordinator's `start_timeout` counts.
+    #[serde(with = "duration")]
+    pub stall_timeout: Duration,
     /// What trainers get to write a checkpoint when the agent is told to end.
     #[serde(with = "duration")]
     pub stop_grace: Duration,
@@ -121,6 +128,8 @@ struct Given {
     #[serde(with = "duration")]
     rendezvous_timeout: Duration,
     #[serde(with = "duration")]
+    stall_timeout: Duration,
+    #[serde(with = "duration")]
     stop_grace: Duration,
     log_format: LogFormat,
     exit_with_parent: bool,
@@ -141,6 +150,7 @@ impl Default for Given {
             memory_limit_mib: None,
             collective_timeout: Duration::from_secs(60),
             rendezvous_timeout: Duration::from_secs(300),
+            stall_timeout: Duration::from_secs(600),
             stop_grace: Duration::from_secs(20),
             log_format: LogFormat::default(),
             exit_with_parent: false,
@@ -186,6 +196,13 @@ impl Given {
             self.collective_timeout,
             self.rendezvous_timeout
         );
+        ensure!(
+            self.stall_timeout.is_zero() || self.collective_timeout < self.stall_timeout,
+            "collective_timeout, {:?}, must be shorter than stall_timeout, {:?} (0s: trainers may be silent for \
+             ever)",
+            self.collective_timeout,
+            self.stall_timeout
+        );
         ensure!(!self.collective_timeout.is_zero(), "collective_timeout is 0: use for example 60s");
         ensure!(self.memory_limit_mib != Some(0), "memory_limit_mib is 0: leave it out for no limit");
         let worker_id = self.worker_id.unwrap_or_else(hostname);
@@ -201,6 +218,7 @@ impl Given {
             memory_limit_mib: self.memory_limit_mib,
             collective_timeout: self.collective_timeout,
             rendezvous_timeout: self.rendezvous_timeout,
+            stall_timeout: self.stall_timeout,
             stop_grace: self.stop_grace,
             log_format: self.log_format,
             exit_with_parent: self.exit_with_parent,
@@ -294,6 +312,7 @@ mod tests {
         assert!(settings.state_dir.is_absolute());
         assert!(settings.threads_per_trainer() >= 1);
         assert_eq!(settings.collective_timeout, Duration::from_secs(60));
+        assert_eq!(settings.stall_timeout, Duration::from_secs(600));
     }
 
     #[test]
@@ -313,9 +332,20 @@ mod tests {
     #[test]
     fn timeouts_must_nest() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "collective_timeout = \"5m\"\n").unwrap();
-        let error = error(&["--worker-id", "w", "--config", file.path().to_str().unwrap()]);
-        assert!(error.contains("collective_timeout") && error.contains("rendezvous_timeout"), "{error}");
+        let args = ["--worker-id", "w", "--config", file.path().to_str().unwrap()];
+        let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+        for (text, above) in [
+            ("collective_timeout = \"5m\"\n", "rendezvous_timeout"),
+            ("stall_timeout = \"1m\"\n", "stall_timeout"),
+        ] {
+            write(text);
+            let error = error(&args);
+            assert!(error.contains("collective_timeout") && error.contains(above), "{error}");
+        }
+        for off in ["0s", "0"] {
+            write(&format!("stall_timeout = \"{off}\"\n"));
+            assert!(load(&args).unwrap().stall_timeout.is_zero());
+        }
     }
 
     #[test]

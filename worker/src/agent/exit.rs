@@ -19,11 +19,20 @@ pub(crate) struct Death {
     /// What the kernel says.
     pub(crate) end: End,
     /// Why the agent killed it, if it did.
-    pub(crate) killed_because: Option<String>,
+    pub(crate) killed_because: Option<KillReason>,
     /// Processes that the kernel's OOM killer took since this one last gave a sign of life.
     pub(crate) oom_kills: u64,
     /// Where its output went.
     pub(crate) log: PathBuf,
+}
+
+/// Why an agent kills a trainer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KillReason {
+    /// It is no longer wanted, for this reason.
+    Unwanted(String),
+    /// It said nothing for this long.
+    Stalled(Duration),
 }
 
 /// What the kernel says about an ended process.
@@ -57,8 +66,18 @@ pub(crate) fn classify(death: &Death) -> (ExitKind, String) {
             kind => (kind, exit.message.clone()),
         };
     }
-    if let Some(reason) = &death.killed_because {
-        return (ExitKind::Stopped, format!("killed by its agent: {reason}"));
+    match &death.killed_because {
+        Some(KillReason::Unwanted(reason)) => {
+            return (ExitKind::Stopped, format!("killed by its agent: {reason}"));
+        }
+        Some(KillReason::Stalled(silence)) => {
+            let seconds = silence.as_secs_f64();
+            let message = format!(
+                "no sign of life for {seconds} s (stall_timeout), so its agent killed it; its log is {log}"
+            );
+            return (ExitKind::Crashed, message);
+        }
+        None => {}
     }
     match death.end {
         End::Code(PANICKED) => (ExitKind::Crashed, format!("the trainer panicked; its log is {log}")),
@@ -168,7 +187,7 @@ mod tests {
     fn the_trainers_own_word_wins() {
         let mut death = death(End::Signal(11));
         death.reported = said(ExitKind::Succeeded);
-        death.killed_because = Some("the coordinator asked".to_owned());
+        death.killed_because = Some(KillReason::Unwanted("the coordinator asked".to_owned()));
         assert_eq!(classify(&death), (ExitKind::Succeeded, "its own words".to_owned()));
     }
 
@@ -184,10 +203,20 @@ mod tests {
     #[test]
     fn a_kill_by_the_agent_is_no_loss() {
         let mut death = death(End::Signal(9));
-        death.killed_because = Some("superseded".to_owned());
+        death.killed_because = Some(KillReason::Unwanted("superseded".to_owned()));
         // Even if something else on the host ran out of memory meanwhile.
         death.oom_kills = 1;
         assert_eq!(classify(&death).0, ExitKind::Stopped);
+    }
+
+    #[test]
+    fn a_kill_for_silence_is_a_crash() {
+        let mut death = death(End::Signal(9));
+        death.killed_because = Some(KillReason::Stalled(Duration::from_secs(600)));
+        death.oom_kills = 1;
+        let (kind, message) = classify(&death);
+        assert_eq!(kind, ExitKind::Crashed);
+        assert!(message.contains("no sign of life for 600 s") && message.contains("g0001-r000.log"));
     }
 
     #[test]

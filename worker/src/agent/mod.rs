@@ -5,7 +5,7 @@
 //! - [`outbox`]: PURE: what waits for the coordinator until it is acknowledged.
 //! - [`exit`]: how a trainer ended.
 //! - [`supervisor`]: runs the ledger's actions.
-//! - [`trainer`]: one trainer process and the thread that owns it.
+//! - [`trainer`], [`listener`]: one trainer process, the thread that owns it, and the one that hears it.
 //! - [`session`]: the stream to the coordinator.
 //! - [`logs`], [`state_dir`], [`store_host`]: log relay, files, rendezvous stores.
 //!
@@ -16,6 +16,7 @@ mod command;
 mod exit;
 mod key;
 mod ledger;
+mod listener;
 mod logs;
 mod mailbox;
 mod outbox;

@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anybit_proto::v1::{ExitKind, HeldGeneration, MetricRecord};
+use anybit_proto::v1::attach_request::Message;
+use anybit_proto::v1::{Draining, ExitKind, HeldGeneration, MetricRecord};
 use anyhow::anyhow;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -117,6 +118,8 @@ impl Supervisor {
                 Some(_) = self.relays.join_next() => {}
             }
         }
+        // Before any rank's end: or its job would be placed here again.
+        self.mailbox.change(|outbox| outbox.push("", Message::Draining(Draining {})));
         let grace = self.settings.stop_grace;
         self.apply(Event::Shutdown { grace });
         let stopped = async {
@@ -236,6 +239,7 @@ impl Supervisor {
             command: self.command.clone(),
             assignment: self.assignment(launch),
             state_dir: self.state_dir.clone(),
+            stall_timeout: Some(self.settings.stall_timeout).filter(|timeout| !timeout.is_zero()),
         };
         tracing::info!(%key, "starting the trainer");
         match TrainerHandle::start(start, self.inputs.clone()) {

@@ -5,21 +5,19 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anybit_proto::v1::{
-    AgentMessage, ExitKind, StopTraining, TrainerExit, TrainerMessage, agent_message, trainer_message,
-};
-use anybit_shared::ids::GlobalStep;
+use anybit_proto::v1::{AgentMessage, ExitKind, StopTraining, agent_message};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -27,9 +25,10 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tokio::sync::mpsc::Sender;
 
-use super::exit::{Death, OomBaseline, classify, oom_kill_count};
+use super::exit::{Death, KillReason, OomBaseline, classify, oom_kill_count};
 use super::key::RankKey;
 use super::ledger::Event;
+use super::listener::{Listener, Stalled, send};
 use super::state_dir::StateDir;
 use super::supervisor::Input;
 use crate::assignment::Assignment;
@@ -58,6 +57,8 @@ pub(crate) struct Start {
     pub(crate) command: TrainerCommand,
     pub(crate) assignment: Assignment,
     pub(crate) state_dir: Arc<StateDir>,
+    /// A trainer that trains may be silent for this long; none: for ever.
+    pub(crate) stall_timeout: Option<Duration>,
 }
 
 /// A hold on a trainer from outside its thread.
@@ -70,7 +71,7 @@ pub(crate) struct TrainerHandle {
 struct State {
     life: Life,
     stop_asked: bool,
-    killed_because: Option<String>,
+    killed_because: Option<KillReason>,
 }
 
 /// The process group may be signalled only while its leader is not yet reaped: later the number
@@ -109,8 +110,12 @@ impl TrainerHandle {
 
     /// Ends the whole process group now.
     pub(crate) fn kill(&self, reason: &str) {
+        self.kill_because(KillReason::Unwanted(reason.to_owned()));
+    }
+
+    fn kill_because(&self, reason: KillReason) {
         let mut state = self.lock();
-        state.killed_because.get_or_insert_with(|| reason.to_owned());
+        state.killed_because.get_or_insert(reason);
         state.deliver_kill();
     }
 
@@ -120,29 +125,43 @@ impl TrainerHandle {
 
     /// From the start of the process to its end.
     fn live(&self, start: &Start, inputs: &Sender<Input>) -> anyhow::Result<(ExitKind, String)> {
-        let mut oom_kills = OomBaseline::new(oom_kill_count(), Instant::now());
+        let oom_kills = OomBaseline::new(oom_kill_count(), Instant::now());
         let log = start.state_dir.log_file(&start.key);
         let (mut child, socket) = spawn(start, start.state_dir.open_log(&start.key)?)?;
         let group = Pid::from_raw(child.id() as i32);
         let running = socket.try_clone().map(|socket| self.begin(group, socket));
         send(inputs, Input::Event(Event::Spawned(start.key.clone())));
-        let (status, reported) = thread::scope(|scope| {
-            let listener = scope.spawn(|| listen(&start.key, &socket, inputs, &mut oom_kills));
+        let mut listener = Listener::new(&start.key, &socket, inputs, start.stall_timeout, oom_kills);
+        let (alive, ended) = mpsc::channel();
+        let status = thread::scope(|scope| {
+            let listening = scope.spawn({
+                let listener = &mut listener;
+                move || {
+                    if let Err(Stalled(silence)) = listener.listen(&ended) {
+                        tracing::warn!(key = %start.key, "no sign of life for {silence:?}: killing the trainer");
+                        self.kill_because(KillReason::Stalled(silence));
+                    }
+                }
+            });
             if running.is_err() {
                 // Out of file descriptors: without the socket nobody could stop it in order.
                 let _ = killpg(group, Signal::SIGKILL);
             }
             let status = self.wait(&mut child, group);
+            drop(alive);
             // A process that left the group may still hold the other end; what was sent stays.
             let _ = socket.shutdown(Shutdown::Both);
-            (status, listener.join().ok().flatten())
+            // Were it to panic, what it heard before still counts.
+            let _ = listening.join();
+            status
         });
+        let (reported, oom_kills) = listener.heard();
         running.context("cannot keep the trainer's socket")?;
         let death = Death {
             reported,
             end: status.context("cannot wait for the trainer")?.into(),
             killed_because: self.lock().killed_because.clone(),
-            oom_kills: oom_kills.since(oom_kill_count()),
+            oom_kills,
             log,
         };
         Ok(classify(&death))
@@ -206,49 +225,4 @@ fn spawn(start: &Start, log: File) -> anyhow::Result<(Child, UnixStream)> {
         .spawn()
         .with_context(|| format!("cannot run {}", program.display()))?;
     Ok((child, ours))
-}
-
-/// Passes on what the trainer says until it says no more; returns its last word.
-fn listen(
-    key: &RankKey,
-    socket: &UnixStream,
-    inputs: &Sender<Input>,
-    oom_kills: &mut OomBaseline,
-) -> Option<TrainerExit> {
-    let mut from = BufReader::new(socket);
-    let mut last_word = None;
-    loop {
-        let message = match frame::read::<TrainerMessage>(&mut from) {
-            Ok(Some(message)) => message,
-            Ok(None) => return last_word,
-            Err(error) => {
-                tracing::warn!(%key, "a trainer's message is damaged, closing its socket: {error}");
-                // It ends itself at end of file; a silent listener would let it hang instead.
-                let _ = socket.shutdown(Shutdown::Both);
-                return last_word;
-            }
-        };
-        oom_kills.refresh(Instant::now(), oom_kill_count);
-        if message.dropped_step_records > 0 {
-            send(inputs, Input::Dropped(key.clone(), message.dropped_step_records));
-        }
-        match message.message {
-            Some(trainer_message::Message::Phase(phase)) => {
-                send(inputs, Input::Event(Event::Phase(key.clone(), phase)));
-            }
-            Some(trainer_message::Message::Record(record)) => {
-                send(inputs, Input::Record(key.clone(), record));
-            }
-            Some(trainer_message::Message::HeartbeatStep(step)) => {
-                send(inputs, Input::Event(Event::Heartbeat(key.clone(), GlobalStep(step))));
-            }
-            Some(trainer_message::Message::Exit(exit)) => last_word = Some(exit),
-            None => tracing::debug!(%key, "a trainer sent a message that this agent does not know"),
-        }
-    }
-}
-
-fn send(inputs: &Sender<Input>, input: Input) {
-    // Without a supervisor this process is at its end, and its trainers with it.
-    let _ = inputs.blocking_send(input);
 }

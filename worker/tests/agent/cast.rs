@@ -85,6 +85,9 @@ pub(crate) fn trainer() -> ExitCode {
         "panic" => panic!("a panic on purpose"),
         "obey" => obey(&link),
         "deaf" => deaf(&link),
+        "beat" => beat(&link),
+        "meet" => hang(),
+        "linger" => linger(&link),
         "parent" => {
             let mut child = Command::new("sleep").arg("600").spawn().unwrap();
             println!("grandchild {}.", child.id());
@@ -133,6 +136,26 @@ fn obey(link: &TrainerLink) {
 
 fn deaf(link: &TrainerLink) {
     link.phase(Phase::Training, GlobalStep(0), "");
+    hang();
+}
+
+/// Commits a step now and then.
+fn beat(link: &TrainerLink) {
+    link.phase(Phase::Training, GlobalStep(0), "");
+    for step in 1.. {
+        link.heartbeat(GlobalStep(step));
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Says its last word and does not end.
+fn linger(link: &TrainerLink) {
+    link.phase(Phase::Training, GlobalStep(0), "");
+    link.exit(ExitKind::Succeeded, "trained");
+    hang();
+}
+
+fn hang() {
     loop {
         sleep(Duration::from_secs(1));
     }

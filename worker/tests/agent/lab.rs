@@ -66,6 +66,11 @@ impl Lab {
         Self::build(&[], lease).await
     }
 
+    /// With settings whose timeouts go with this lease.
+    pub(crate) async fn start_timed(environment: &[(&str, &str)], lease: Duration) -> Self {
+        Self::build(environment, lease).await
+    }
+
     async fn build(environment: &[(&str, &str)], lease: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut coordinator = Coordinator::start(lease).await;
@@ -178,15 +183,23 @@ impl Lab {
     }
 
     pub(crate) async fn exited(&mut self, rank: u32) -> RankExited {
+        self.exited_of(JOB, rank).await
+    }
+
+    pub(crate) async fn exited_of(&mut self, job: &str, rank: u32) -> RankExited {
         self.wait(|m| match m {
-            Message::RankExited(m) if m.rank == rank => Some(m.clone()),
+            Message::RankExited(m) if m.rank == rank && m.job_id == job => Some(m.clone()),
             _ => None,
         })
         .await
     }
 
     pub(crate) fn is_exited(&self, rank: u32) -> bool {
-        self.messages().any(|m| matches!(m, Message::RankExited(m) if m.rank == rank))
+        self.is_exited_of(JOB, rank)
+    }
+
+    pub(crate) fn is_exited_of(&self, job: &str, rank: u32) -> bool {
+        self.messages().any(|m| matches!(m, Message::RankExited(m) if m.rank == rank && m.job_id == job))
     }
 
     pub(crate) async fn stopped(&mut self, generation: u32) {

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         logs_are_whole_after_a_reconnect,
         a_stop_with_grace_lets_trainers_finish,
         a_deaf_trainer_is_killed_after_the_grace,
+        a_trainer_that_hangs_is_killed_and_reported,
         an_older_generation_is_refused_and_the_newer_goes_on,
         a_second_agent_in_the_state_dir_is_refused,
         sigterm_stops_trainers_in_order,
@@ -248,6 +249,34 @@ async fn a_deaf_trainer_is_killed_after_the_grace() {
     assert_eq!(exited.kind(), ExitKind::Stopped);
     assert!(exited.message.contains("killed by its agent"), "{}", exited.message);
     lab.stopped(1).await;
+}
+
+async fn a_trainer_that_hangs_is_killed_and_reported() {
+    let environment = [
+        ("ANYBIT_WORKER_COLLECTIVE_TIMEOUT", "1s"),
+        ("ANYBIT_WORKER_RENDEZVOUS_TIMEOUT", "2s"),
+        ("ANYBIT_WORKER_STALL_TIMEOUT", "2s"),
+    ];
+    let mut lab = Lab::start_timed(&environment, Duration::from_millis(500)).await;
+    // Its start is the coordinator's to judge.
+    lab.start_job("meets", "meet", 1, &[0]).await;
+    lab.pid_of("meets", 0).await;
+    lab.start_ranks("beat", 1, &[0, 1]).await;
+    for rank in [0, 1] {
+        lab.training(rank).await;
+    }
+    let victim = lab.trainer_pid(1).await;
+    nix::sys::signal::kill(victim, Signal::SIGSTOP).unwrap();
+    let exited = lab.exited(1).await;
+    assert_eq!(exited.kind(), ExitKind::Crashed);
+    assert!(exited.message.contains("no sign of life for 2 s"), "{}", exited.message);
+    assert!(!is_alive(victim));
+
+    lab.start_job("lingers", "linger", 1, &[0]).await;
+    let exited = lab.exited_of("lingers", 0).await;
+    assert_eq!((exited.kind(), exited.message.as_str()), (ExitKind::Succeeded, "trained"));
+    assert!(!lab.is_exited(0), "it goes on");
+    assert!(!lab.is_exited_of("meets", 0), "it does not train yet");
 }
 
 async fn an_older_generation_is_refused_and_the_newer_goes_on() {
