@@ -33,7 +33,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The data folder cannot be used.
-    #[error("cannot use data_dir {}: {source}", path.display())]
+    #[error("cannot use data_dir {}", path.display())]
     DataDir {
         /// The folder.
         path: PathBuf,
@@ -47,7 +47,7 @@ pub enum ServeError {
     #[error("cannot open the database in data_dir: {0}")]
     Store(#[from] StoreError),
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} (--listen 127.0.0.1:0 takes a free port)")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -55,7 +55,7 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The address file cannot be written.
-    #[error("cannot write address_file {}: {source}", path.display())]
+    #[error("cannot write address_file {}", path.display())]
     AddressFile {
         /// The file.
         path: PathBuf,

@@ -332,7 +332,7 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The job has ended.
-    #[error("job {job} has {} already", state.name())]
+    #[error("job {job} has ended already: {}", state.name())]
     Ended {
         /// The job.
         job: JobId,
